@@ -1,0 +1,245 @@
+/**
+ * The contract between a format and the engine.
+ *
+ * A format says what guest bytes *are* and where new ones may go; `Image` moves the bytes. A format is a `Format`
+ * object (what can be done with a path: probe, open, create) and a `Driver` (what can be done with an open layer),
+ * of which every thread has its own over the same shared state. What `open` finds out once, and never changes while
+ * the image is open, is the layout: plain data that can be cloned to other threads. What does change lives in the
+ * metadata cache and in the layer's record of shared numbers (`LayerContext.state`), never in a driver's fields.
+ */
+
+import type { DirtyBatch } from '../metadata/commit.js'
+import type { Metadata } from '../metadata/metadata.js'
+import type { SpaceList } from '../metadata/space.js'
+import type { Storage } from '../storage/storage.js'
+import type { OptionSpec, OptionValues } from './options.js'
+
+/** What guest bytes are. */
+export const Kind = {
+  /** They read as zeros. */
+  ZERO: 0,
+  /** They are in `file` at `offset`. */
+  DATA: 1,
+  /** They are what the parent says; zeros without a parent or behind its end. */
+  PARENT: 2,
+  /** They are encoded (compressed, encrypted): `Driver.decode` knows how. */
+  ENCODED: 3,
+} as const
+
+/** The answer of `Driver.map`, filled in by the driver; one object a thread is used again and again. */
+export class Extent {
+  /** One of `Kind`. */
+  kind = 0
+  /** Guest bytes from the asked offset on that this holds for, at least 1. */
+  length = 0
+  /** Number of the file among the image's files (`FileRef.index`); with DATA and ENCODED. */
+  file = 0
+  /** Byte offset in that file of the first of these bytes. With DATA. */
+  offset = 0
+  /** With DATA: they may be overwritten in place, with no change of metadata. */
+  writable = false
+  /** For the driver's own use between `map` and `decode`. */
+  aux = 0
+}
+
+/** A place for new guest data: filled in by `Driver.allocate`, given back to `publish` or `abandon`. */
+export class Allocation {
+  /** The guest range that publishing maps. It holds the asked range's beginning and is filled whole before that. */
+  guest = 0
+  length = 0
+  /** Where the byte at `guest` goes. */
+  file = 0
+  offset = 0
+  /** The host range reads as zeros, so that zeros need not be written to it. */
+  zeroed = false
+  /** For the driver's own use between `allocate` and `publish`. */
+  block = 0
+  space = 0
+  spaceLength = 0
+  fresh = false
+}
+
+export interface FileRef {
+  /** Number among all files of the chain; the key of the metadata cache. */
+  readonly index: number
+  readonly storage: Storage
+}
+
+/** What a thread's driver gets to work with. */
+export interface LayerContext {
+  /** The layer's files, in the order in which `open` named them; the first is the image itself. */
+  readonly files: readonly FileRef[]
+  readonly metadata: Metadata
+  /** The layer's numbers that change while it is open, shared by all threads; touched under the lock only. */
+  readonly state: Float64Array
+  /** Host space that was freed and may be used again. Of the top layer, where it is writable. */
+  readonly space: SpaceList | undefined
+  /** True for the top layer of an image that was opened for writing. */
+  readonly writable: boolean
+}
+
+/**
+ * One layer of an image in one thread. `map` and what is said of it is called under the shared lock, other changes
+ * under the exclusive one, as stated. Metadata that is not cached makes a call end with a `PageMiss`, which the caller
+ * answers by loading the page and calling again; so a method first looks at all it needs and only then changes
+ * anything. Ranges that reach a driver are checked: inside the disk, never empty.
+ */
+export interface Driver {
+  /** Size of the disk in bytes. */
+  readonly size: number
+  /** Guest bytes that are allocated together; writers of new data in one block wait for each other. */
+  readonly blockSize: number
+  /** False where `map` looks at nothing that can change, so that it needs no lock. */
+  readonly locked: boolean
+  /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */
+  readonly changeSectors: number
+
+  /** Says what the guest bytes from `offset` on are, for at most `length` bytes. Shared lock. */
+  map(offset: number, length: number, out: Extent): void
+
+  /** Reads `length` guest bytes from `offset` on, which `map` called ENCODED in `extent`. No lock. */
+  decode?(extent: Extent, offset: number, buffer: Uint8Array, at: number, length: number): void
+
+  /**
+   * Chooses room for new data of the guest bytes from `offset` on, at most `length`, that `map` did not call writable.
+   * Exclusive lock. Publishes nothing.
+   * @returns false where room must be made by `grow` first.
+   * @throws NO_SPACE where the format can hold no more.
+   */
+  allocate?(offset: number, length: number, out: Allocation): boolean
+
+  /** Makes room for at least one more block. No lock, but only one thread at a time; may do I/O with barriers. */
+  grow?(): void
+
+  /** Makes the data of an allocation, by now written, the guest's. Exclusive lock. Changes cached metadata only. */
+  publish?(allocation: Allocation): void
+
+  /** Takes back an allocation whose data could not be written. Exclusive lock. */
+  abandon?(allocation: Allocation): void
+
+  /**
+   * Makes guest bytes from `offset` on read as zeros by changing metadata alone, and frees their host space.
+   * Exclusive lock. `belowZero` says that the layers below read as zeros for all of the range.
+   * @returns how many bytes were so changed (or were zeros already); 0 where the driver cannot do the first of them
+   * this way, for instance because the range does not cover a whole block. The engine then zeroes the data in place.
+   */
+  release?(offset: number, length: number, belowZero: boolean): number
+
+  /** Called once before the first change of any kind (in-use marks, write GUIDs). No lock, one thread. */
+  beginWriting?(): void
+
+  /**
+   * Writes a batch of dirty sectors out so that a crash at any moment leaves a valid image, and makes it and all data
+   * written before durable. Without it the engine writes class after class in order, with a barrier before each and at
+   * the end. No lock, one thread at a time.
+   */
+  writeOut?(batch: DirtyBatch): void
+
+  /** Ends writing cleanly (trims the file, clears marks). After the last commit; no other thread is left. */
+  finish?(): void
+}
+
+/** What a format's `probe` may look at. */
+export interface Probe {
+  readonly path: string
+  /** Bytes. */
+  readonly size: number
+  /** The file's first bytes: 64 KiB, fewer where it is shorter. */
+  readonly head: Uint8Array
+  /** The file's last 1024 bytes; fewer where it is shorter. */
+  readonly tail: Uint8Array
+}
+
+export interface OpenContext {
+  readonly storage: Storage
+  readonly path: string
+  readonly readOnly: boolean
+  /** Opening goes on, and the user is told one line. */
+  warn(message: string): void
+}
+
+/** A parent as it was opened, for `ParentRequest.verify`. */
+export interface ParentFacts {
+  readonly path: string
+  readonly format: string
+  readonly layout: unknown
+  /** Milliseconds since 1970. */
+  readonly mtimeMs: number
+}
+
+/** The file under this one, as the image names it. */
+export interface ParentRequest {
+  /** As the image gives it, for messages. */
+  readonly name: string
+  /** Absolute paths to try, best first. Each is opened through the gate only. */
+  readonly candidates: readonly string[]
+  /** The format that the image says it has; undefined: probe. */
+  readonly format?: string | undefined
+  /**
+   * Throws a VdiskError where this file is not the parent that the image was made over (the next candidate is tried);
+   * calls `warn` where it is but may have been changed.
+   */
+  verify(parent: ParentFacts, warn: (message: string) => void): void
+}
+
+export interface Opened<Layout> {
+  /** What never changes while the image is open: plain data, structured-cloneable. */
+  readonly layout: Layout
+  /** Size of the disk in bytes. */
+  readonly size: number
+  readonly parent?: ParentRequest | undefined
+  /** First values of `LayerContext.state`. */
+  readonly state: readonly number[]
+}
+
+/** A parent for a new image. */
+export interface Backing {
+  /** Absolute path. */
+  readonly path: string
+  readonly format: string
+  readonly layout: unknown
+  readonly size: number
+  readonly mtimeMs: number
+}
+
+export interface CreateContext {
+  /** Empty, opened for reading and writing. */
+  readonly storage: Storage
+  /** Absolute path of the new image. */
+  readonly path: string
+  /** Size of the disk in bytes. */
+  readonly size: number
+  readonly options: OptionValues
+  readonly backing: Backing | undefined
+}
+
+/** Facts of one image for `info`: the names are qemu-img's where it has them. */
+export type Facts = { readonly [name: string]: string | number | boolean | null | readonly string[] | Facts }
+
+/** A format, as the registry knows it. `Layout` is its own. */
+export interface Format<Layout = unknown> {
+  /** The name on the command line: `vhd`. */
+  readonly name: string
+  /** Other names that are accepted: `vpc`. */
+  readonly aliases: readonly string[]
+  /** For help: `Virtual Hard Disk (Virtual PC, Hyper-V generation 1, Azure)`. */
+  readonly title: string
+  /** File name endings, with the dot. Never used to detect. */
+  readonly extensions: readonly string[]
+  /** True where a new image can have a parent. */
+  readonly backing: boolean
+  readonly createOptions: readonly OptionSpec[]
+  /** True where the content is of this format, whether or not it is sound. */
+  probe(probe: Probe): boolean
+  /**
+   * Reads and checks the headers. Reads only what it needs: nothing that grows with the disk's size.
+   * @throws FORMAT, CORRUPT, UNSUPPORTED, IO
+   */
+  open(context: OpenContext): Opened<Layout>
+  /** A driver for the calling thread. */
+  attach(layout: Layout, context: LayerContext): Driver
+  /** Writes an empty image and makes it durable. @throws USAGE for options and sizes that the format cannot have. */
+  create(context: CreateContext): void
+  /** Format-specific facts for `info`. May read the whole table. */
+  facts(layout: Layout, storage: Storage): Facts
+}
