@@ -1,0 +1,86 @@
+/**
+ * The C library, for the few system calls that Node has no function for. koffi is loaded by the first call in a thread
+ * (7 ms), not by importing this file, so that a thread that needs none of them pays nothing.
+ *
+ * The declarations are not variadic where C's are (fcntl, ioctl): on Linux, arguments of both kinds travel alike on
+ * x86-64 and on arm64. Types are those of 64-bit Linux: `off_t` and `ssize_t` are `int64_t` (koffi has no `ssize_t`).
+ */
+
+import { createRequire } from 'node:module'
+import { constants } from 'node:os'
+
+type Koffi = typeof import('koffi')
+type Library = ReturnType<Koffi['load']>
+
+let koffi: Koffi | undefined
+let library: Library | undefined
+
+/** What C functions take here: numbers, text (`const char *`), buffers (`void *`), null. */
+export type NativeArgument = number | bigint | string | ArrayBufferView | null
+
+/** What a failed call throws; like the errors of `node:fs`, so that code for one works for the other. */
+export interface SystemCallError extends Error {
+  /** Name of the errno, such as `ENOSPC`. */
+  readonly code: string
+  /** The errno, negated as Node does it. */
+  readonly errno: number
+  readonly syscall: string
+}
+
+/** Two names of one number: the one that manuals use here. */
+const PREFERRED_NAMES = ['EAGAIN', 'EOPNOTSUPP', 'EDEADLK']
+const NAME_OF_ERRNO = new Map<number, string>()
+for (const [name, number] of Object.entries(constants.errno)) {
+  if (!NAME_OF_ERRNO.has(number) || PREFERRED_NAMES.includes(name)) NAME_OF_ERRNO.set(number, name)
+}
+
+/** The name of an errno (28 → `ENOSPC`); `errno 524` for those that no header names. */
+export function errnoName(errno: number): string {
+  return NAME_OF_ERRNO.get(errno) ?? `errno ${errno}`
+}
+
+/** The error that a system call that failed with `errno` (positive) throws. */
+export function systemCallError(errno: number, syscall: string): SystemCallError {
+  const code = errnoName(errno)
+  return Object.assign(new Error(`${code}: ${syscall}`), { code, errno: -errno, syscall })
+}
+
+/**
+ * Declares a function of the C library, such as `int fallocate(int fd, int mode, int64_t offset, int64_t length)`.
+ * Nothing is loaded or looked up before its first call.
+ * @returns the function; a negative result throws a SystemCallError.
+ */
+export function declareLibc<Arguments extends NativeArgument[]>(prototype: string): (...args: Arguments) => number {
+  const name = /(\w+)\s*\(/.exec(prototype)![1]!
+  let call: ((...args: Arguments) => number | bigint) | undefined
+  return (...args) => {
+    call ??= bind(prototype)
+    const result = call(...args)
+    // koffi's errno is the thread's own, and the next call of anything may change it: read it first.
+    if (result < 0) throw systemCallError(koffi!.errno(), name)
+    return Number(result)
+  }
+}
+
+function bind(prototype: string): (...args: NativeArgument[]) => number | bigint {
+  koffi ??= createRequire(import.meta.url)('koffi') as Koffi
+  // The program itself: its libc, whatever its file is called (glibc, musl).
+  library ??= koffi.load(null)
+  return library.func(prototype)
+}
+
+export const fcntl = declareLibc<[fd: number, command: number, argument: ArrayBufferView | null]>(
+  'int fcntl(int fd, int command, void *argument)',
+)
+
+export const fallocate = declareLibc<[fd: number, mode: number, offset: number, length: number]>(
+  'int fallocate(int fd, int mode, int64_t offset, int64_t length)',
+)
+
+export const lseek = declareLibc<[fd: number, offset: number, whence: number]>(
+  'int64_t lseek(int fd, int64_t offset, int whence)',
+)
+
+export const ioctl = declareLibc<[fd: number, request: number, argument: ArrayBufferView | null]>(
+  'int ioctl(int fd, unsigned long request, void *argument)',
+)
