@@ -111,6 +111,12 @@ export interface Driver {
   /** Makes room for at least one more block. No lock, but only one thread at a time; may do I/O with barriers. */
   grow?(): void
 
+  /**
+   * Writes what belongs to the new space besides data (a block's bitmap), straight to the file, and so secures host room
+   * for it. No lock; nothing refers to the space yet. Data follows it.
+   */
+  prepare?(allocation: Allocation): void
+
   /** Makes the data of an allocation, by now written, the guest's. Exclusive lock. Changes cached metadata only. */
   publish?(allocation: Allocation): void
 

@@ -1,6 +1,197 @@
-/** Signatures only, until the cache lands. */
+/**
+ * Commits: the dirty sectors of one moment are copied under the lock, then written in order without it. Commits do not
+ * overlap; whoever asks while one runs shares the next.
+ */
 
-/** A copy of the dirty sectors at one moment, sorted by order, file and offset. */
-export interface DirtyBatch {
+import type { FileRef } from '../formats/driver.js'
+import { VdiskError } from '../util/errors.js'
+import { makeTrace } from '../util/trace.js'
+import { Mutex } from './lock.js'
+import type { Metadata } from './metadata.js'
+import { Control, PAGE, SECTOR, type SharedViews } from './shared.js'
+
+const trace = makeTrace('commit')
+
+/** What a format's own way of writing a batch out has to work with. */
+export type BatchWriter = (batch: DirtyBatch) => void
+
+/** Neighbouring sectors of one file that go to disk together. */
+export interface DirtyRun {
+  readonly file: number
+  readonly order: number
+  /** File offset and bytes, multiples of 512. */
+  readonly offset: number
+  readonly bytes: Uint8Array
+}
+
+/** A copy of the sectors that were dirty at one moment, sorted by order, file and offset. */
+export class DirtyBatch {
   readonly count: number
+  readonly #views: SharedViews
+
+  constructor(views: SharedViews, count: number) {
+    this.#views = views
+    this.count = count
+  }
+
+  /** Runs of neighbouring sectors, in order. */
+  *runs(): Generator<DirtyRun> {
+    const { stagedOffset, stagedFile, stagedOrder, staging } = this.#views
+    for (let first = 0; first < this.count; ) {
+      const file = stagedFile[first]!
+      const order = stagedOrder[first]!
+      const offset = stagedOffset[first]!
+      let n = 1
+      while (
+        first + n < this.count &&
+        stagedFile[first + n] === file &&
+        stagedOrder[first + n] === order &&
+        stagedOffset[first + n] === offset + n * SECTOR
+      )
+        n++
+      yield { file, order, offset, bytes: staging.subarray(first * SECTOR, (first + n) * SECTOR) }
+      first += n
+    }
+  }
+}
+
+interface Staged {
+  slot: number
+  sector: number
+  order: number
+  file: number
+  offset: number
+}
+
+export class Committer {
+  readonly #metadata: Metadata
+  readonly #views: SharedViews
+  readonly #files: readonly FileRef[]
+  readonly #writable: readonly number[]
+  readonly #writeOut: () => BatchWriter | undefined
+  readonly #mutex: Mutex
+
+  constructor(
+    metadata: Metadata,
+    views: SharedViews,
+    files: readonly FileRef[],
+    writable: readonly number[],
+    writeOut: () => BatchWriter | undefined,
+  ) {
+    this.#metadata = metadata
+    this.#views = views
+    this.#files = files
+    this.#writable = writable
+    this.#writeOut = writeOut
+    this.#mutex = new Mutex(views.control, Control.COMMIT_MUTEX, metadata.thread, metadata.lock)
+  }
+
+  heldBy(thread: number): boolean {
+    return this.#mutex.heldBy(thread)
+  }
+
+  /**
+   * Returns when everything that was changed before the call is durable, by a commit of its own or by one that somebody
+   * else began after the call.
+   * @throws what the write or the sync threw; the sectors are dirty again then.
+   */
+  commit(): void {
+    const c = this.#views.control
+    const ticket = Atomics.load(c, Control.COMMITS_STARTED) + 1
+    this.#mutex.acquire()
+    try {
+      if (Atomics.load(c, Control.COMMITS_DONE) >= ticket) return
+      this.#run(Atomics.add(c, Control.COMMITS_STARTED, 1) + 1)
+    } finally {
+      this.#mutex.release()
+    }
+  }
+
+  #run(number: number): void {
+    const metadata = this.#metadata
+    const staged = this.#snapshot()
+    if (trace.enabled) trace(`commit ${number}: ${staged.length} sectors`)
+    let written = false
+    try {
+      const batch = new DirtyBatch(this.#views, staged.length)
+      const own = this.#writeOut()
+      if (own) own(batch)
+      else this.#writeInOrder(batch)
+      written = true
+    } finally {
+      metadata.lock.acquireExclusive()
+      for (const s of staged) metadata.cache.endWriting(s.slot, 1 << s.sector, s.order, written)
+      metadata.lock.releaseExclusive()
+      if (!written) metadata.space.unseal()
+    }
+    if (metadata.space.sealed) {
+      metadata.epochs.settle()
+      metadata.space.settle()
+    }
+    Atomics.store(this.#views.control, Control.COMMITS_DONE, number)
+  }
+
+  /** Copies what is dirty now into the staging memory, sorted, and seals the space that was freed until now. */
+  #snapshot(): Staged[] {
+    const metadata = this.#metadata
+    const views = this.#views
+    const { cache } = metadata
+    const staged: Staged[] = []
+    metadata.lock.acquireExclusive()
+    try {
+      metadata.space.seal()
+      if (views.control[Control.DIRTY_SECTORS] === 0) return staged
+      cache.takeDirty((slot, sector, order) =>
+        staged.push({ slot, sector, order, file: cache.fileOf(slot), offset: cache.offsetOf(slot) + sector * SECTOR }),
+      )
+      staged.sort((a, b) => a.order - b.order || a.file - b.file || a.offset - b.offset)
+      staged.forEach((s, i) => {
+        const from = s.slot * PAGE + s.sector * SECTOR
+        views.staging.set(views.data.subarray(from, from + SECTOR), i * SECTOR)
+        views.stagedOffset[i] = s.offset
+        views.stagedFile[i] = s.file
+        views.stagedOrder[i] = s.order
+      })
+      return staged
+    } finally {
+      metadata.lock.releaseExclusive()
+    }
+  }
+
+  /** Data, barrier, then each order of metadata with a barrier behind it. */
+  #writeInOrder(batch: DirtyBatch): void {
+    let order = -1
+    for (const run of batch.runs()) {
+      if (run.order !== order) this.barrier()
+      order = run.order
+      this.#files[run.file]!.storage.write(run.bytes, 0, run.bytes.length, run.offset)
+      this.#metadata.wrote(run.file)
+    }
+    this.barrier()
+  }
+
+  /**
+   * Syncs every writable file that was written since its last sync. Where that fails, nothing may be written until the
+   * image is opened again: the host may have dropped what it could not write.
+   */
+  barrier(): void {
+    const { unsynced, control } = this.#views
+    if (control[Control.FAILED] !== 0) throw this.#failed()
+    for (const file of this.#writable) {
+      if (Atomics.exchange(unsynced, file, 0) === 0) continue
+      try {
+        this.#files[file]!.storage.sync()
+      } catch (error) {
+        Atomics.store(unsynced, file, 1)
+        Atomics.store(control, Control.FAILED, 1)
+        throw error
+      }
+    }
+  }
+
+  #failed(): VdiskError {
+    return new VdiskError('IO', 'a sync failed before; nothing is written until the image is opened again', {
+      path: this.#files[this.#writable[0] ?? 0]?.storage.path,
+    })
+  }
 }

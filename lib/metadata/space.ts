@@ -1,17 +1,164 @@
-/** Signatures only, until the cache lands. */
-
 /**
- * Host space of the top layer that may be used again, shared by all threads; exclusive lock. What is freed becomes
- * takeable only after the commit that removed its last reference and when no reader can still be on it; it has been
- * punched by then and reads as zeros.
+ * Host space of the top layer that may be used again, shared by all threads. What is freed waits for the commit that
+ * removes its last reference and until no thread can still be on it; then it is punched, so that it reads as zeros, and
+ * can be taken.
+ *
+ * The list is bounded. What does not fit is forgotten: leaked, until somebody looks for it again.
  */
-export interface SpaceList {
-  /** Frees a range. Where the list is full the range is forgotten (leaked until it is looked for again). */
-  free(offset: number, length: number): void
-  /** Takes exactly `length` bytes; -1 where there are none. */
-  take(length: number): number
-  /** Adds space that nothing refers to (found by a scan); it is punched before it can be taken. */
-  add(offset: number, length: number): void
-  /** Calls back for each range that was freed and is not taken again, in whatever state. */
-  each(visit: (offset: number, length: number) => void): void
+
+import type { FileRef } from '../formats/driver.js'
+import { makeTrace } from '../util/trace.js'
+import type { RwLock } from './lock.js'
+import { Control, type SharedViews } from './shared.js'
+
+const trace = makeTrace('space')
+
+export class SpaceList {
+  readonly #v: SharedViews
+  readonly #lock: RwLock
+  readonly #file: FileRef | undefined
+  readonly #capacity: number
+
+  constructor(views: SharedViews, lock: RwLock, file: FileRef | undefined) {
+    this.#v = views
+    this.#lock = lock
+    this.#file = file
+    this.#capacity = views.pendingOffset.length
+  }
+
+  /** Frees a range of the file. Exclusive lock. */
+  free(offset: number, length: number): void {
+    const v = this.#v
+    const n = v.control[Control.SPACE_PENDING]!
+    if (n === this.#capacity) {
+      v.control[Control.SPACE_FORGOTTEN] = 1
+      return
+    }
+    v.pendingOffset[n] = offset
+    v.pendingLength[n] = length
+    v.control[Control.SPACE_PENDING] = n + 1
+  }
+
+  /** Takes exactly `length` bytes, which read as zeros. @returns their offset, or -1. Exclusive lock. */
+  take(length: number): number {
+    const v = this.#v
+    for (let i = v.control[Control.SPACE_READY]! - 1; i >= 0; i--) {
+      const has = v.readyLength[i]!
+      if (has < length) continue
+      const offset = v.readyOffset[i]!
+      if (has === length) this.#removeReady(i)
+      else {
+        v.readyOffset[i] = offset + length
+        v.readyLength[i] = has - length
+      }
+      return offset
+    }
+    return -1
+  }
+
+  /** Takes a ready range that ends exactly at `end`. @returns its offset, or -1. Exclusive lock. */
+  takeEndingAt(end: number): number {
+    const v = this.#v
+    for (let i = 0; i < v.control[Control.SPACE_READY]!; i++) {
+      const offset = v.readyOffset[i]!
+      if (offset + v.readyLength[i]! !== end) continue
+      this.#removeReady(i)
+      return offset
+    }
+    return -1
+  }
+
+  /** Adds space that nothing refers to, found by a scan: punches it and makes it takeable. No lock held. */
+  add(offset: number, length: number): void {
+    if (!this.#punch(offset, length)) return
+    this.#lock.acquireExclusive()
+    this.#addReady(offset, length)
+    this.#lock.releaseExclusive()
+  }
+
+  /** Calls back for every range that was freed and not taken again, whatever it waits for. No lock held. */
+  each(visit: (offset: number, length: number) => void): void {
+    const v = this.#v
+    this.#lock.acquireExclusive()
+    try {
+      for (let i = 0; i < v.control[Control.SPACE_PENDING]!; i++) visit(v.pendingOffset[i]!, v.pendingLength[i]!)
+      for (let i = 0; i < v.control[Control.SPACE_READY]!; i++) visit(v.readyOffset[i]!, v.readyLength[i]!)
+    } finally {
+      this.#lock.releaseExclusive()
+    }
+  }
+
+  /** True where space was forgotten since the last `looked`, so that looking for it may pay. */
+  get forgotten(): boolean {
+    return this.#v.control[Control.SPACE_FORGOTTEN] !== 0
+  }
+
+  /** Says that all free space was looked for. */
+  looked(): void {
+    this.#v.control[Control.SPACE_FORGOTTEN] = 0
+  }
+
+  /** A commit takes what is pending now with it. Exclusive lock. */
+  seal(): void {
+    this.#v.control[Control.SPACE_SEALED] = this.#v.control[Control.SPACE_PENDING]!
+  }
+
+  get sealed(): boolean {
+    return this.#v.control[Control.SPACE_SEALED] !== 0
+  }
+
+  /** The commit failed: what was sealed waits for the next. Only the committer calls it. */
+  unseal(): void {
+    this.#v.control[Control.SPACE_SEALED] = 0
+  }
+
+  /** The commit is durable and nobody is on the sealed space any more: punches it and makes it takeable. */
+  settle(): void {
+    const v = this.#v
+    const sealed = v.control[Control.SPACE_SEALED]!
+    // Entries below `sealed` are the committer's alone: others only append.
+    const punched: boolean[] = []
+    for (let i = 0; i < sealed; i++) punched.push(this.#punch(v.pendingOffset[i]!, v.pendingLength[i]!))
+    this.#lock.acquireExclusive()
+    for (let i = 0; i < sealed; i++) if (punched[i]) this.#addReady(v.pendingOffset[i]!, v.pendingLength[i]!)
+    const pending = v.control[Control.SPACE_PENDING]!
+    v.pendingOffset.copyWithin(0, sealed, pending)
+    v.pendingLength.copyWithin(0, sealed, pending)
+    v.control[Control.SPACE_PENDING] = pending - sealed
+    v.control[Control.SPACE_SEALED] = 0
+    this.#lock.releaseExclusive()
+  }
+
+  /** False where the range could not be made zeros: it stays leaked rather than show old data. */
+  #punch(offset: number, length: number): boolean {
+    try {
+      this.#file!.storage.punch(offset, length)
+      // The next barrier must cover it: what is put here counts on the zeros.
+      Atomics.store(this.#v.unsynced, this.#file!.index, 1)
+      return true
+    } catch (error) {
+      if (trace.enabled) trace(`cannot free ${length} bytes at ${offset}: ${error}`)
+      return false
+    }
+  }
+
+  #addReady(offset: number, length: number): void {
+    const v = this.#v
+    const n = v.control[Control.SPACE_READY]!
+    if (n === this.#capacity) {
+      v.control[Control.SPACE_FORGOTTEN] = 1
+      return
+    }
+    v.readyOffset[n] = offset
+    v.readyLength[n] = length
+    v.control[Control.SPACE_READY] = n + 1
+  }
+
+  #removeReady(i: number): void {
+    const v = this.#v
+    const last = v.control[Control.SPACE_READY]! - 1
+    v.readyOffset[i] = v.readyOffset[last]!
+    v.readyLength[i] = v.readyLength[last]!
+    v.control[Control.SPACE_READY] = last
+  }
 }

@@ -1,0 +1,83 @@
+/** Makes new images. */
+
+import { closeSync, fsyncSync, openSync, statSync, unlinkSync } from 'node:fs'
+import { dirname, resolve } from 'node:path'
+import type { Backing, Format } from '../formats/driver.js'
+import { parseOptions } from '../formats/options.js'
+import { findFormat } from '../formats/registry.js'
+import { openFile } from '../storage/file.js'
+import { lockImage } from '../storage/lock.js'
+import { VdiskError } from '../util/errors.js'
+import { openChain } from './chain.js'
+import { chainOptions } from './open.js'
+
+export interface CreateOptions {
+  /** Name of the format. */
+  readonly format: string
+  /** Bytes; may be left out with a backing image, whose size is taken then. */
+  readonly size?: number | undefined
+  /** `name=value`, as the format declares them. */
+  readonly options?: readonly string[]
+  /** Path of the parent, relative to the working folder. */
+  readonly backing?: string | undefined
+  readonly backingFormat?: string | undefined
+}
+
+/**
+ * Makes a new, empty image and makes it durable. Never touches a file that exists.
+ * @returns the size of the new disk in bytes
+ * @throws USAGE, EXISTS, and what opening the parent throws; nothing stays behind then.
+ */
+export function createImage(path: string, request: CreateOptions): number {
+  const format = findFormat(request.format)
+  const options = parseOptions(format.name, format.createOptions, request.options ?? [])
+  const backing = request.backing === undefined ? undefined : openBacking(format, request)
+  const size = request.size ?? backing?.size
+  if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
+  const storage = openFile(path, { readOnly: false, create: true })
+  try {
+    lockImage(storage, { write: true })
+    format.create({ storage, path: resolve(path), size, options, backing })
+    storage.sync()
+    const created = format.open({ storage, path, readOnly: true, warn: () => {} }).size
+    syncFolder(path)
+    return created
+  } catch (error) {
+    unlinkSync(path)
+    throw error
+  } finally {
+    storage.close()
+  }
+}
+
+/** Looks at the parent, its own parents included, so that a new image is never made over a broken chain. */
+function openBacking(format: Format, request: CreateOptions): Backing {
+  if (!format.backing) throw new VdiskError('USAGE', `an image of format ${format.name} cannot have a parent`)
+  const path = resolve(request.backing!)
+  const layers = openChain(
+    path,
+    chainOptions({ readOnly: true, format: request.backingFormat, lock: false, backingDirs: [] }),
+  )
+  try {
+    const top = layers[0]!
+    return {
+      path,
+      format: top.format.name,
+      layout: top.opened.layout,
+      size: top.opened.size,
+      mtimeMs: statSync(path).mtimeMs,
+    }
+  } finally {
+    for (const layer of layers) layer.storage.close()
+  }
+}
+
+/** Makes the new name itself durable. */
+function syncFolder(path: string): void {
+  const fd = openSync(dirname(resolve(path)), 'r')
+  try {
+    fsyncSync(fd)
+  } finally {
+    closeSync(fd)
+  }
+}

@@ -1,0 +1,465 @@
+/**
+ * An open image: one disk of bytes over a chain of layers. Drivers say what bytes are and where new ones may go; the
+ * splitting at extents, zeros, parents, copy-on-write and the order of an allocating write are here, once.
+ *
+ * Every thread has its own Image over the same shared state.
+ */
+
+import { Allocation, type Driver, Extent, type FileRef, Kind } from '../formats/driver.js'
+import { findFormat } from '../formats/registry.js'
+import { Metadata, PageMiss } from '../metadata/metadata.js'
+import type { SharedShape } from '../metadata/shared.js'
+import { attachStorage } from '../storage/attach.js'
+import type { Storage, StorageHandle } from '../storage/storage.js'
+import { VdiskError } from '../util/errors.js'
+import { type MapEntry, mapOne, seekExtent } from './map.js'
+
+/** Bytes that copy-on-write moves at a time. */
+const COPY_CHUNK = 1 << 20
+/** Guest bytes that one `release` is asked for at most, so that the lock is given away now and then. */
+const RELEASE_CHUNK = 2 ** 40
+
+export interface LayerHandle {
+  readonly path: string
+  readonly format: string
+  readonly layout: unknown
+  readonly size: number
+  /** Numbers of its files among the image's. */
+  readonly files: readonly number[]
+  readonly stateStart: number
+  readonly state: readonly number[]
+}
+
+/** All that another thread of this process needs to work on the same open image. Structured-cloneable. */
+export interface ImageHandle {
+  readonly readOnly: boolean
+  readonly files: readonly StorageHandle[]
+  /** Top first. */
+  readonly layers: readonly LayerHandle[]
+  readonly shape: SharedShape
+}
+
+export class Image {
+  readonly path: string
+  /** Bytes. */
+  readonly size: number
+  readonly readOnly: boolean
+  /** The top layer's format. */
+  readonly format: string
+  readonly #handle: ImageHandle
+  readonly #files: readonly FileRef[]
+  readonly #drivers: readonly Driver[]
+  readonly #top: Driver
+  readonly #metadata: Metadata
+  readonly #locked: boolean
+  readonly #extent = new Extent()
+  readonly #allocation = new Allocation()
+  #depth = 0
+  #scratch: Uint8Array | undefined
+  #closed = false
+
+  private constructor(handle: ImageHandle, thread: number, storages: readonly Storage[]) {
+    const top = handle.layers[0]!
+    this.#handle = handle
+    this.path = top.path
+    this.size = top.size
+    this.readOnly = handle.readOnly
+    this.format = top.format
+    this.#files = storages.map((storage, index) => ({ index, storage }))
+    const writable = handle.readOnly ? [] : top.files
+    this.#metadata = new Metadata(handle.shape, thread, this.#files, writable, () => {
+      const driver = this.#top
+      return driver.writeOut ? (batch) => driver.writeOut!(batch) : undefined
+    })
+    this.#drivers = handle.layers.map((layer, depth) => this.#attachLayer(layer, depth))
+    this.#top = this.#drivers[0]!
+    this.#locked = this.#drivers.some((driver) => driver.locked)
+  }
+
+  #attachLayer(layer: LayerHandle, depth: number): Driver {
+    const writable = depth === 0 && !this.readOnly
+    return findFormat(layer.format).attach(layer.layout, {
+      files: layer.files.map((file) => this.#files[file]!),
+      metadata: this.#metadata,
+      state: this.#metadata.state(layer.stateStart, layer.state.length),
+      space: writable ? this.#metadata.space : undefined,
+      writable,
+    })
+  }
+
+  /** The image as the thread that opens it works on it: number 0. Sets up the shared memory, owns the files. */
+  static first(handle: ImageHandle, storages: readonly Storage[]): Image {
+    const image = new Image(handle, 0, storages)
+    image.#metadata.cache.clear()
+    for (const layer of handle.layers) image.#metadata.state(layer.stateStart, layer.state.length).set(layer.state)
+    return image
+  }
+
+  /** The image as another thread works on it: number 1 to threads − 1, each used by one thread at a time. */
+  static attach(handle: ImageHandle, thread: number): Image {
+    return new Image(handle, thread, handle.files.map(attachStorage))
+  }
+
+  /** For other threads: see `attach`. */
+  handle(): ImageHandle {
+    return this.#handle
+  }
+
+  /** Path, format and size of every layer, top first. */
+  get layers(): readonly { path: string; format: string; size: number }[] {
+    return this.#handle.layers.map(({ path, format, size }) => ({ path, format, size }))
+  }
+
+  /**
+   * Reads `length` bytes of the disk at `offset` into `buffer` from index `at` on.
+   * @throws RANGE beyond the end, IO, CORRUPT
+   */
+  read(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    this.#check(length, offset)
+    const { epochs } = this.#metadata
+    epochs.enter()
+    try {
+      this.#read(buffer, at, length, offset)
+    } finally {
+      epochs.leave()
+    }
+  }
+
+  #read(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    for (let done = 0; done < length; ) {
+      const e = this.#locate(offset + done, length - done)
+      const n = e.length
+      if (e.kind === Kind.DATA) {
+        const got = this.#files[e.file]!.storage.read(buffer, at + done, n, e.offset)
+        // A file may end inside its last block.
+        if (got < n) buffer.fill(0, at + done + got, at + done + n)
+      } else if (e.kind === Kind.ZERO) buffer.fill(0, at + done, at + done + n)
+      else this.#drivers[this.#depth]!.decode!(e, offset + done, buffer, at + done, n)
+      done += n
+    }
+  }
+
+  /** What the guest bytes at `offset` are, through all layers: never PARENT. Sets `#depth`. */
+  #locate(offset: number, length: number): Extent {
+    if (!this.#locked) return this.#walk(offset, length)
+    const { lock } = this.#metadata
+    for (;;) {
+      lock.acquireShared()
+      try {
+        return this.#walk(offset, length)
+      } catch (error) {
+        if (!(error instanceof PageMiss)) throw error
+      } finally {
+        lock.releaseShared()
+      }
+      this.#metadata.load()
+    }
+  }
+
+  #walk(offset: number, length: number): Extent {
+    return this.#walkFrom(0, offset, length, this.#extent)
+  }
+
+  #walkFrom(depth: number, offset: number, length: number, e: Extent): Extent {
+    let left = length
+    for (let d = depth; d < this.#drivers.length; d++) {
+      const driver = this.#drivers[d]!
+      if (offset >= driver.size) break
+      driver.map(offset, Math.min(left, driver.size - offset), e)
+      this.#depth = d
+      if (e.kind !== Kind.PARENT) return e
+      left = e.length
+    }
+    // Behind the end of a shorter parent, or with no parent left.
+    e.kind = Kind.ZERO
+    e.length = left
+    return e
+  }
+
+  /**
+   * Writes `length` bytes of `buffer` from index `at` on to the disk at `offset`. Not durable before `flush`.
+   * @throws RANGE beyond the end, READ_ONLY, NO_SPACE, IO, CORRUPT
+   */
+  write(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    this.#checkWrite(length, offset)
+    for (let done = 0; done < length; ) {
+      done += this.#overwrite(buffer, at + done, length - done, offset + done)
+      if (done < length) done += this.#writeNew(buffer, at + done, length - done, offset + done)
+    }
+  }
+
+  /** Writes what can be written in place, from the beginning on. @returns how many bytes that was. */
+  #overwrite(buffer: Uint8Array, at: number, length: number, offset: number): number {
+    const { epochs } = this.#metadata
+    let done = 0
+    epochs.enter()
+    try {
+      while (done < length) {
+        const e = this.#locate(offset + done, length - done)
+        if (e.kind !== Kind.DATA || !e.writable || this.#depth !== 0) break
+        this.#files[e.file]!.storage.write(buffer, at + done, e.length, e.offset)
+        this.#metadata.wrote(e.file)
+        done += e.length
+      }
+    } finally {
+      epochs.leave()
+    }
+    return done
+  }
+
+  /**
+   * Allocates for the first of these bytes, and as many more as go with them, and writes them; zeros where `buffer` is
+   * undefined. @returns how many bytes were written: 0 where somebody else allocated them meanwhile.
+   */
+  #writeNew(buffer: Uint8Array | undefined, at: number, length: number, offset: number): number {
+    const metadata = this.#metadata
+    const driver = this.#top
+    if (!driver.allocate)
+      throw new VdiskError('INTERNAL', 'the format maps bytes that it cannot write', { path: this.path })
+    metadata.ranges.acquire(...this.#blocks(offset, length))
+    try {
+      metadata.reserve(driver.changeSectors)
+      try {
+        metadata.epochs.enter()
+        try {
+          const e = this.#locate(offset, length)
+          if (e.kind === Kind.DATA && e.writable && this.#depth === 0) return 0
+          this.#allocate(offset, length)
+          return this.#fill(buffer, at, length, offset)
+        } finally {
+          metadata.epochs.leave()
+        }
+      } finally {
+        metadata.unreserve()
+      }
+    } finally {
+      metadata.ranges.release()
+    }
+  }
+
+  /** The whole blocks around a range. */
+  #blocks(offset: number, length: number): [start: number, end: number] {
+    const { blockSize } = this.#top
+    return [Math.floor(offset / blockSize) * blockSize, Math.ceil((offset + length) / blockSize) * blockSize]
+  }
+
+  #allocate(offset: number, length: number): void {
+    const metadata = this.#metadata
+    const driver = this.#top
+    while (!metadata.exclusive(() => driver.allocate!(offset, length, this.#allocation))) {
+      metadata.growth.acquire()
+      try {
+        // Somebody else may have made room while this thread waited for its turn.
+        if (metadata.exclusive(() => driver.allocate!(offset, length, this.#allocation))) return
+        driver.grow!()
+      } finally {
+        metadata.growth.release()
+      }
+    }
+  }
+
+  /** Writes the data of the allocation, with what surrounds it, and publishes it. */
+  #fill(buffer: Uint8Array | undefined, at: number, length: number, offset: number): number {
+    const metadata = this.#metadata
+    const driver = this.#top
+    const a = this.#allocation
+    const end = Math.min(offset + length, a.guest + a.length)
+    try {
+      driver.prepare?.(a)
+      this.#copyOld(a.guest, offset)
+      if (buffer) this.#files[a.file]!.storage.write(buffer, at, end - offset, a.offset + (offset - a.guest))
+      else if (!a.zeroed) this.#files[a.file]!.storage.zero(a.offset + (offset - a.guest), end - offset)
+      this.#copyOld(end, a.guest + a.length)
+      metadata.wrote(a.file)
+    } catch (error) {
+      metadata.exclusive(() => driver.abandon!(a))
+      throw error
+    }
+    metadata.exclusive(() => driver.publish!(a))
+    return end - offset
+  }
+
+  /** Copies the guest bytes [start, end) as they are now to their place in the allocation. */
+  #copyOld(start: number, end: number): void {
+    const a = this.#allocation
+    const { storage } = this.#files[a.file]!
+    for (let offset = start; offset < end; ) {
+      const to = a.offset + (offset - a.guest)
+      const e = this.#locate(offset, Math.min(end - offset, COPY_CHUNK))
+      const n = e.length
+      if (e.kind !== Kind.ZERO) {
+        this.#scratch ??= new Uint8Array(COPY_CHUNK)
+        this.#read(this.#scratch, 0, n, offset)
+        storage.write(this.#scratch, 0, n, to)
+      } else if (!a.zeroed) storage.zero(to, n)
+      offset += n
+    }
+  }
+
+  /**
+   * Makes a range of the disk read as zeros. Whole blocks are freed where the format can do that.
+   * @param unmap give space inside blocks back to the host as well, rather than keep it
+   * @throws as `write`
+   */
+  zero(offset: number, length: number, unmap: boolean): void {
+    this.#checkWrite(length, offset)
+    for (let done = 0; done < length; ) {
+      const n = this.#release(offset + done, length - done)
+      done += n > 0 ? n : this.#zeroInPlace(offset + done, length - done, unmap)
+    }
+  }
+
+  /** Frees whole blocks from `offset` on. @returns the bytes that read as zeros now; 0 where it cannot be done so. */
+  #release(offset: number, length: number): number {
+    const metadata = this.#metadata
+    const driver = this.#top
+    const { blockSize, size } = driver
+    const whole = offset % blockSize === 0 && (length >= blockSize || offset + length === size)
+    if (!driver.release || !whole) return 0
+    const n = Math.min(length, RELEASE_CHUNK)
+    metadata.ranges.acquire(offset, offset + n)
+    try {
+      metadata.reserve(driver.changeSectors)
+      try {
+        const { zero, length: below } = this.#below(offset, n)
+        return metadata.exclusive(() => driver.release!(offset, below, zero))
+      } finally {
+        metadata.unreserve()
+      }
+    } finally {
+      metadata.ranges.release()
+    }
+  }
+
+  /** Whether the layers below read as zeros from `offset` on, and how far that holds in whole blocks of the top. */
+  #below(offset: number, length: number): { zero: boolean; length: number } {
+    if (this.#drivers.length === 1) return { zero: true, length }
+    const { blockSize } = this.#top
+    const e = new Extent()
+    const zeroAt = (at: number, max: number) => {
+      this.#metadata.shared(() => this.#walkFrom(1, at, max, e))
+      return e.kind === Kind.ZERO
+    }
+    let zeros = 0
+    while (zeros < length && zeroAt(offset + zeros, length - zeros)) zeros += e.length
+    if (zeros >= length) return { zero: true, length }
+    if (zeros >= blockSize) return { zero: true, length: zeros - (zeros % blockSize) }
+    return { zero: false, length: Math.min(length, blockSize) }
+  }
+
+  /** Zeroes from `offset` on, to the end of its extent or block, without freeing blocks. @returns the bytes done. */
+  #zeroInPlace(offset: number, length: number, unmap: boolean): number {
+    const metadata = this.#metadata
+    const { blockSize } = this.#top
+    const max = Math.min(length, blockSize - (offset % blockSize))
+    metadata.epochs.enter()
+    try {
+      const e = this.#locate(offset, max)
+      if (e.kind === Kind.ZERO) return e.length
+      if (e.kind === Kind.DATA && e.writable && this.#depth === 0) {
+        const { storage } = this.#files[e.file]!
+        if (unmap) storage.punch(e.offset, e.length)
+        else storage.zero(e.offset, e.length)
+        metadata.wrote(e.file)
+        return e.length
+      }
+    } finally {
+      metadata.epochs.leave()
+    }
+    return this.#writeNew(undefined, 0, max, offset)
+  }
+
+  /**
+   * Makes everything that was written before durable, metadata in the order that the format needs.
+   * @throws IO, NO_SPACE. After a sync that failed the image takes no more writes until it is opened again.
+   */
+  flush(): void {
+    if (!this.readOnly) this.#metadata.commit()
+  }
+
+  /** True where `flush` would have something to do. */
+  get unflushed(): boolean {
+    return !this.readOnly && this.#metadata.uncommitted
+  }
+
+  /** What the bytes from `offset` on are: one run, as `qemu-img map` tells it. */
+  map(offset: number, length: number): MapEntry {
+    this.#check(length, offset)
+    return mapOne(this.#locate(offset, length), this.#depth, offset, this.#files, this.#drivers[this.#depth]!)
+  }
+
+  /** The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. */
+  seek(offset: number, data: boolean): number {
+    for (let at = offset; at < this.size; ) {
+      const e = this.#locate(at, this.size - at)
+      const found = seekExtent(e, at, data, this.#files)
+      if (found >= 0) return found
+      at += e.length
+    }
+    // The end of the disk counts as a hole.
+    return data || offset >= this.size ? -1 : this.size
+  }
+
+  /** Bytes that the host has allocated for all files of the chain. */
+  allocated(): number {
+    return this.#files.reduce((sum, { storage }) => sum + storage.allocated(), 0)
+  }
+
+  /** Counts of the metadata cache since the image was opened. */
+  statistics(): Record<string, number> {
+    return this.#metadata.counts()
+  }
+
+  /** Says that another thread of this image ended without being told to; its requests were answered by somebody else. */
+  threadDied(thread: number): void {
+    this.#metadata.threadDied(thread)
+  }
+
+  /**
+   * Commits, ends writing cleanly, closes every file. Thread 0 calls it, when no other thread works any more.
+   * @throws what the commit threw; the files are closed all the same.
+   */
+  close(): void {
+    if (this.#closed) return
+    this.#closed = true
+    try {
+      if (!this.readOnly && this.#metadata.begun) {
+        this.#metadata.commit()
+        this.#top.finish?.()
+      }
+    } finally {
+      for (const { storage } of this.#files) storage.close()
+    }
+  }
+
+  #check(length: number, offset: number): void {
+    if (!(offset >= 0 && length >= 0 && offset + length <= this.size))
+      throw new VdiskError('RANGE', `bytes ${offset} to ${offset + length} of a disk of ${this.size} bytes`, {
+        path: this.path,
+      })
+  }
+
+  #checkWrite(length: number, offset: number): void {
+    this.#check(length, offset)
+    const metadata = this.#metadata
+    if (this.readOnly) throw new VdiskError('READ_ONLY', 'opened read-only', { path: this.path })
+    if (metadata.failed)
+      throw new VdiskError('READ_ONLY', 'a sync failed, so nothing is written until the image is opened again', {
+        path: this.path,
+      })
+    if (!metadata.begun) this.#begin()
+  }
+
+  /** Before the first change of all: what the format does then, once. */
+  #begin(): void {
+    const metadata = this.#metadata
+    metadata.growth.acquire()
+    try {
+      if (metadata.begun) return
+      this.#top.beginWriting?.()
+      metadata.begin()
+    } finally {
+      metadata.growth.release()
+    }
+  }
+}

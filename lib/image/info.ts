@@ -1,0 +1,57 @@
+/** What `info` prints: facts of an image, with qemu-img's names. */
+
+import { basename, dirname, resolve } from 'node:path'
+import type { Facts } from '../formats/driver.js'
+import { type Layer, openChain } from './chain.js'
+import { chainOptions, type OpenOptions } from './open.js'
+
+/** As `qemu-img info --output=json`. */
+export interface ImageInfo {
+  readonly 'virtual-size': number
+  readonly filename: string
+  readonly format: string
+  /** Bytes on the host. */
+  readonly 'actual-size': number
+  readonly 'backing-filename'?: string
+  readonly 'full-backing-filename'?: string
+  readonly 'backing-filename-format'?: string
+  readonly 'format-specific'?: { readonly type: string; readonly data: Facts }
+}
+
+function describe(layer: Layer, shown: string, parent: Layer | undefined): ImageInfo {
+  const { format, storage, opened } = layer
+  const facts = format.facts(opened.layout, storage)
+  return {
+    'virtual-size': opened.size,
+    filename: shown,
+    format: format.name,
+    'actual-size': storage.allocated(),
+    ...(opened.parent && { 'backing-filename': opened.parent.name }),
+    ...(parent && { 'full-backing-filename': parent.path, 'backing-filename-format': parent.format.name }),
+    ...(Object.keys(facts).length > 0 && { 'format-specific': { type: format.name, data: facts } }),
+  }
+}
+
+/**
+ * Facts of an image, read without a lock and without opening its parents.
+ * @throws VdiskError
+ */
+export function imageInfo(path: string, options: OpenOptions = {}): ImageInfo {
+  const layers = openChain(path, { ...chainOptions(options), readOnly: true, lock: false, parents: false })
+  try {
+    return describe(layers[0]!, path, undefined)
+  } finally {
+    for (const layer of layers) layer.storage.close()
+  }
+}
+
+/** Facts of an image and all its parents, top first. @throws VdiskError, also where a parent is missing. */
+export function chainInfo(path: string, options: OpenOptions = {}): ImageInfo[] {
+  const layers = openChain(path, { ...chainOptions(options), readOnly: true, lock: false })
+  try {
+    const besideTop = (p: string) => (dirname(p) === dirname(resolve(path)) ? resolve(dirname(path), basename(p)) : p)
+    return layers.map((layer, i) => describe(layer, i === 0 ? path : besideTop(layer.path), layers[i + 1]))
+  } finally {
+    for (const layer of layers) layer.storage.close()
+  }
+}

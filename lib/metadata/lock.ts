@@ -1,0 +1,287 @@
+/**
+ * Locks in shared memory, for the threads of one process: a reader-writer lock that prefers a waiting writer, a mutex,
+ * per-thread epochs, and a table of guest ranges in work. All sleep with Atomics.wait, none is held over file I/O except
+ * the mutexes, which serialise slow work (commits, growth) and never stop a reader.
+ *
+ * A thread that dies is declared dead by `died`: what it held for reading is released; what it held for changing
+ * poisons the lock, because nobody can know how far the change came. Every later attempt then fails.
+ */
+
+import { VdiskError } from '../util/errors.js'
+
+/** Reads yield the processor to sleepers after this many looks; an exclusive section is a few microseconds long. */
+const SPINS = 200
+/** Sleepers look again after this many milliseconds, in case the thread that should wake them died. */
+const NAP_MS = 250
+
+function poisoned(): VdiskError {
+  return new VdiskError(
+    'INTERNAL',
+    'a worker ended inside a change of metadata; the image must be unmounted and checked',
+  )
+}
+
+/** Sleeps until `words[index]` is no longer `seen`, at most one nap. */
+function nap(words: Int32Array, index: number, seen: number): void {
+  Atomics.wait(words, index, seen, NAP_MS)
+}
+
+const WRITER = 1 << 30
+/** Added to PENDING by poisoning: no fast path is taken any more. */
+const POISON = 1 << 20
+
+const RW_STATE = 0
+const RW_PENDING = 1
+const RW_EVENT = 2
+const RW_SLEEPERS = 3
+const RW_HOLDS = 4
+
+const HOLDS_NOTHING = 0
+const HOLDS_SHARED = 1
+const HOLDS_EXCLUSIVE = 2
+const WAITS_EXCLUSIVE = 3
+
+/** Reader-writer lock. Not recursive. */
+export class RwLock {
+  readonly #words: Int32Array
+  readonly #hold: number
+
+  /** Number of 32-bit words that it needs for so many threads. */
+  static words(threads: number): number {
+    return RW_HOLDS + threads
+  }
+
+  constructor(words: Int32Array, thread: number) {
+    this.#words = words
+    this.#hold = RW_HOLDS + thread
+  }
+
+  acquireShared(): void {
+    const w = this.#words
+    for (;;) {
+      const state = Atomics.load(w, RW_STATE)
+      if ((state & WRITER) === 0 && Atomics.load(w, RW_PENDING) === 0) {
+        if (Atomics.compareExchange(w, RW_STATE, state, state + 1) === state) break
+      } else this.#sleep(() => (Atomics.load(w, RW_STATE) & WRITER) !== 0 || Atomics.load(w, RW_PENDING) !== 0)
+    }
+    w[this.#hold] = HOLDS_SHARED
+  }
+
+  releaseShared(): void {
+    const w = this.#words
+    w[this.#hold] = HOLDS_NOTHING
+    if (Atomics.sub(w, RW_STATE, 1) === 1 && Atomics.load(w, RW_PENDING) !== 0) this.#wake()
+  }
+
+  acquireExclusive(): void {
+    const w = this.#words
+    w[this.#hold] = WAITS_EXCLUSIVE
+    Atomics.add(w, RW_PENDING, 1)
+    try {
+      while (Atomics.compareExchange(w, RW_STATE, 0, WRITER) !== 0) this.#sleep(() => Atomics.load(w, RW_STATE) !== 0)
+      if (Atomics.load(w, RW_PENDING) >= POISON) {
+        Atomics.store(w, RW_STATE, 0)
+        throw poisoned()
+      }
+      w[this.#hold] = HOLDS_EXCLUSIVE
+    } catch (error) {
+      w[this.#hold] = HOLDS_NOTHING
+      throw error
+    } finally {
+      Atomics.sub(w, RW_PENDING, 1)
+    }
+  }
+
+  releaseExclusive(): void {
+    const w = this.#words
+    w[this.#hold] = HOLDS_NOTHING
+    Atomics.store(w, RW_STATE, 0)
+    this.#wake()
+  }
+
+  /** Makes every present and later attempt fail. */
+  poison(): void {
+    Atomics.or(this.#words, RW_PENDING, POISON)
+    this.#wake()
+  }
+
+  get poisoned(): boolean {
+    return Atomics.load(this.#words, RW_PENDING) >= POISON
+  }
+
+  /** Releases what a dead thread held. @returns false where it held the lock for changing: poison it then. */
+  died(thread: number): boolean {
+    const w = this.#words
+    const hold = w[RW_HOLDS + thread]
+    w[RW_HOLDS + thread] = HOLDS_NOTHING
+    if (hold === HOLDS_EXCLUSIVE) return false
+    if (hold === HOLDS_SHARED) Atomics.sub(w, RW_STATE, 1)
+    if (hold === WAITS_EXCLUSIVE) Atomics.sub(w, RW_PENDING, 1)
+    if (hold !== HOLDS_NOTHING) this.#wake()
+    return true
+  }
+
+  #wake(): void {
+    const w = this.#words
+    Atomics.add(w, RW_EVENT, 1)
+    if (Atomics.load(w, RW_SLEEPERS) !== 0) Atomics.notify(w, RW_EVENT)
+  }
+
+  /** Waits while `blocked`. The order (count in, look at the event, look at the state, sleep) loses no waking. */
+  #sleep(blocked: () => boolean): void {
+    const w = this.#words
+    for (let i = 0; i < SPINS; i++) if (!blocked()) return
+    Atomics.add(w, RW_SLEEPERS, 1)
+    try {
+      const event = Atomics.load(w, RW_EVENT)
+      if (!blocked()) return
+      if (this.poisoned) throw poisoned()
+      nap(w, RW_EVENT, event)
+    } finally {
+      Atomics.sub(w, RW_SLEEPERS, 1)
+    }
+  }
+}
+
+/** Mutual exclusion for slow work: one word, 0 or the owner's thread number + 1. */
+export class Mutex {
+  readonly #words: Int32Array
+  readonly #index: number
+  readonly #owner: number
+  readonly #poisoned: () => boolean
+
+  /** @param poisonedBy the lock whose poisoning ends waiting */
+  constructor(words: Int32Array, index: number, thread: number, poisonedBy: RwLock) {
+    this.#words = words
+    this.#index = index
+    this.#owner = thread + 1
+    this.#poisoned = () => poisonedBy.poisoned
+  }
+
+  acquire(): void {
+    for (;;) {
+      const seen = Atomics.compareExchange(this.#words, this.#index, 0, this.#owner)
+      if (seen === 0) return
+      if (this.#poisoned()) throw poisoned()
+      nap(this.#words, this.#index, seen)
+    }
+  }
+
+  release(): void {
+    Atomics.store(this.#words, this.#index, 0)
+    Atomics.notify(this.#words, this.#index, 1)
+  }
+
+  heldBy(thread: number): boolean {
+    return Atomics.load(this.#words, this.#index) === thread + 1
+  }
+}
+
+/**
+ * Says which threads may still be using a mapping that they looked up. A thread enters before it looks up and leaves
+ * when its I/O is done; host space that was freed may be used again when every thread that was inside has left.
+ */
+export class Epochs {
+  readonly #words: Int32Array
+  readonly #slot: number
+  readonly #threads: number
+
+  static words(threads: number): number {
+    return 1 + threads
+  }
+
+  constructor(words: Int32Array, thread: number, threads: number) {
+    this.#words = words
+    this.#slot = 1 + thread
+    this.#threads = threads
+  }
+
+  enter(): void {
+    Atomics.store(this.#words, this.#slot, Atomics.load(this.#words, 0) + 1)
+  }
+
+  leave(): void {
+    Atomics.store(this.#words, this.#slot, 0)
+  }
+
+  /** Waits until every other thread has left the epoch that it is in now. Must be called from outside one. */
+  settle(): void {
+    const w = this.#words
+    const now = Atomics.add(w, 0, 1) + 2
+    for (let slot = 1; slot <= this.#threads; slot++) {
+      if (slot === this.#slot) continue
+      for (let seen = Atomics.load(w, slot); seen !== 0 && seen < now; seen = Atomics.load(w, slot))
+        Atomics.wait(w, slot, seen, 1)
+    }
+  }
+
+  died(thread: number): void {
+    Atomics.store(this.#words, 1 + thread, 0)
+  }
+}
+
+/**
+ * The guest ranges that threads are allocating in, or reading to write back: one range a thread. A later one that
+ * overlaps waits.
+ */
+export class Ranges {
+  readonly #words: Int32Array
+  readonly #bounds: Float64Array
+  readonly #thread: number
+  readonly #threads: number
+  readonly #mutex: Mutex
+
+  /** Words: the mutex and a counter a thread, odd while its range is held. */
+  static words(threads: number): number {
+    return 1 + threads
+  }
+
+  static bounds(threads: number): number {
+    return 2 * threads
+  }
+
+  constructor(words: Int32Array, bounds: Float64Array, thread: number, threads: number, lock: RwLock) {
+    this.#words = words
+    this.#bounds = bounds
+    this.#thread = thread
+    this.#threads = threads
+    this.#mutex = new Mutex(words, 0, thread, lock)
+  }
+
+  /** Enters [start, end); waits until no other thread holds a part of it. Never called from inside an epoch. */
+  acquire(start: number, end: number): void {
+    for (;;) {
+      this.#mutex.acquire()
+      const other = this.#overlapping(start, end)
+      if (other < 0) {
+        this.#bounds[2 * this.#thread] = start
+        this.#bounds[2 * this.#thread + 1] = end
+        Atomics.add(this.#words, 1 + this.#thread, 1)
+        this.#mutex.release()
+        return
+      }
+      const seen = Atomics.load(this.#words, 1 + other)
+      this.#mutex.release()
+      nap(this.#words, 1 + other, seen)
+    }
+  }
+
+  release(): void {
+    Atomics.add(this.#words, 1 + this.#thread, 1)
+    Atomics.notify(this.#words, 1 + this.#thread)
+  }
+
+  died(thread: number): void {
+    if ((Atomics.load(this.#words, 1 + thread) & 1) === 1) Atomics.add(this.#words, 1 + thread, 1)
+    if (this.#mutex.heldBy(thread)) this.#mutex.release()
+    Atomics.notify(this.#words, 1 + thread)
+  }
+
+  #overlapping(start: number, end: number): number {
+    for (let t = 0; t < this.#threads; t++) {
+      if (t === this.#thread || (Atomics.load(this.#words, 1 + t) & 1) === 0) continue
+      if (start < this.#bounds[2 * t + 1]! && this.#bounds[2 * t]! < end) return t
+    }
+    return -1
+  }
+}
