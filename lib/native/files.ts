@@ -1,0 +1,97 @@
+/**
+ * System calls on descriptors that Node does not offer: allocating and punching, finding holes, byte-range locks.
+ * All throw a SystemCallError and say nothing about paths; `storage/` puts them in the project's terms.
+ */
+
+import { fallocate, fcntl, lseek, type SystemCallError } from './libc.js'
+
+// fallocate(2)
+const FALLOC_FL_KEEP_SIZE = 0x01
+const FALLOC_FL_PUNCH_HOLE = 0x02
+const FALLOC_FL_ZERO_RANGE = 0x10
+
+// lseek(2)
+const SEEK_END = 2
+const SEEK_DATA = 3
+const SEEK_HOLE = 4
+
+/** Repeats a call that a signal interrupted. */
+export function uninterrupted<T>(call: () => T): T {
+  for (;;) {
+    try {
+      return call()
+    } catch (error) {
+      if ((error as SystemCallError).code !== 'EINTR') throw error
+    }
+  }
+}
+
+/** Frees the blocks of a range, which then reads as zeros; the size stays. */
+export function punchHole(fd: number, offset: number, length: number): void {
+  uninterrupted(() => fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length))
+}
+
+/** Makes a range read as zeros without writing them, where the file system can; its blocks and the size stay. */
+export function zeroRange(fd: number, offset: number, length: number): void {
+  uninterrupted(() => fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, length))
+}
+
+/** Allocates the blocks of a range, also behind the end; contents and size stay. */
+export function preallocate(fd: number, offset: number, length: number): void {
+  uninterrupted(() => fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length))
+}
+
+/** The offset of the first data at or behind `offset`. ENXIO where there is none. Moves the descriptor's position. */
+export function seekData(fd: number, offset: number): number {
+  return lseek(fd, offset, SEEK_DATA)
+}
+
+/** The offset of the first hole at or behind `offset`; the end is one. ENXIO where `offset` is at or behind the end. */
+export function seekHole(fd: number, offset: number): number {
+  return lseek(fd, offset, SEEK_HOLE)
+}
+
+/** The size, of a block device too (where fstat says 0). Moves the descriptor's position. */
+export function seekEnd(fd: number): number {
+  return lseek(fd, 0, SEEK_END)
+}
+
+// fcntl(2), "Open file description locks"
+const F_OFD_GETLK = 36
+const F_OFD_SETLK = 37
+const F_RDLCK = 0
+const F_WRLCK = 1
+const F_UNLCK = 2
+
+/** struct flock of 64-bit Linux: type i16, whence i16, start i64, length i64, pid i32 (0 for these locks). */
+const FLOCK_BYTES = 32
+const FLOCK_TYPE = 0
+const FLOCK_START = 8
+const FLOCK_LENGTH = 16
+
+function lockCall(fd: number, command: number, type: number, byte: number): Buffer {
+  const flock = Buffer.alloc(FLOCK_BYTES)
+  flock.writeInt16LE(type, FLOCK_TYPE)
+  flock.writeBigInt64LE(BigInt(byte), FLOCK_START)
+  flock.writeBigInt64LE(1n, FLOCK_LENGTH)
+  uninterrupted(() => fcntl(fd, command, flock))
+  return flock
+}
+
+/**
+ * Takes a shared lock on one byte for the descriptor's open file description, without waiting. The descriptor must be
+ * open for reading. EAGAIN where somebody holds an exclusive one.
+ */
+export function lockByteShared(fd: number, byte: number): void {
+  lockCall(fd, F_OFD_SETLK, F_RDLCK, byte)
+}
+
+/** Releases what this open file description holds on one byte. */
+export function unlockByte(fd: number, byte: number): void {
+  lockCall(fd, F_OFD_SETLK, F_UNLCK, byte)
+}
+
+/** True where another open file description, of this process or of another, holds a lock on the byte. */
+export function isByteLocked(fd: number, byte: number): boolean {
+  return lockCall(fd, F_OFD_GETLK, F_WRLCK, byte).readInt16LE(FLOCK_TYPE) !== F_UNLCK
+}
