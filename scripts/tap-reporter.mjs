@@ -30,6 +30,23 @@ export function countPoints(lines) {
   return counts
 }
 
+/** What a failed file's TAP says beside what passed: its failures, and what was printed around them. */
+export function withoutPasses(lines) {
+  const kept = []
+  /** Indentation of each open subtest → where its lines begin among those kept. */
+  const starts = new Map()
+  for (const line of lines) {
+    const subtest = SUBTEST.exec(line)
+    if (subtest) starts.set(subtest[1].length, kept.length)
+    const point = POINT.exec(line)
+    const start = point ? starts.get(point[1].length) : undefined
+    if (start !== undefined) starts.delete(point[1].length)
+    if (!point || point[2]) kept.push(line)
+    else if (start !== undefined) kept.length = start
+  }
+  return kept.filter((line) => line.trim() !== '' && !/^\s+(1\.\.\d+$|TAP version)/.test(line))
+}
+
 export default class Reporter extends Transform {
   #rest = ''
   /** Lines since the last top-level point: what one file printed. */
@@ -93,7 +110,7 @@ export default class Reporter extends Transform {
     const time = TIME.exec(rest)
     if (time) facts.push(`${Math.round(Number(time[1]))} ms`)
     this.push(`${passed ? 'ok    ' : 'not ok'} ${name}  ${facts.join(', ')}\n`)
-    if (!passed) for (const line of this.#lines) this.push(`  ${line}\n`)
+    if (!passed) for (const line of withoutPasses(this.#lines)) this.push(`  ${line}\n`)
     this.#lines = []
     this.#diagnostics = !ok
   }
