@@ -1,0 +1,24 @@
+/** The formats that are known: one line each. Detection, help, conformance tests and documentation follow from it. */
+
+import { VdiskError } from '../util/errors.js'
+import type { Format, Probe } from './driver.js'
+import { raw } from './raw.js'
+
+/** In the order of detection; raw, which matches everything, comes last. */
+export const formats: readonly Format<never>[] = [raw]
+
+/** A format by its name or another name of it, in any case. @throws USAGE */
+export function findFormat(name: string): Format {
+  const wanted = name.toLowerCase()
+  const found = formats.find((format) => format.name === wanted || format.aliases.includes(wanted))
+  if (found) return found as unknown as Format
+  throw new VdiskError(
+    'USAGE',
+    `unknown format '${name}'; known are ${formats.map((format) => format.name).join(', ')}`,
+  )
+}
+
+/** The format of a file's content. */
+export function detect(probe: Probe): Format {
+  return formats.find((format) => format.probe(probe)) as unknown as Format
+}
