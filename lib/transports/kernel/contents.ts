@@ -1,0 +1,149 @@
+/** The requests about what is in a file. READ and WRITE are the hot path: they allocate nothing. */
+
+import { constants } from 'node:os'
+import type { FileTree } from '../transport.js'
+import { openFlags, opensForWriting } from './opens.js'
+import { DONE, NO_REPLY, type OperationTable } from './operation.js'
+import {
+  FallocateIn,
+  FallocateMode,
+  FlushIn,
+  FsyncIn,
+  IN_HEADER_SIZE,
+  InHeader,
+  InterruptIn,
+  LseekIn,
+  LseekOut,
+  Opcode,
+  OpenIn,
+  OpenOut,
+  OUT_HEADER_SIZE,
+  ReadIn,
+  ReleaseIn,
+  Whence,
+  WriteIn,
+  WriteOut,
+} from './protocol.js'
+import type { Session } from './session.js'
+import { SYNC_ANSWERED } from './syncs.js'
+
+const { EINTR, EINVAL, EISDIR, ENOENT, ENOSPC, ENXIO, EOPNOTSUPP, EROFS } = constants.errno
+
+function open(session: Session): number {
+  const { tree, request, reply, node, opens, negotiated, cachePolicy } = session
+  const attributes = tree.attributes(node)
+  if (!attributes) return -ENOENT
+  if (attributes.directory) return -EISDIR
+  const flags = request.u32(OpenIn.flags)
+  const writing = opensForWriting(flags)
+  if (writing && tree.readOnly) return -EROFS
+  opens.opened(request.u32(InHeader.pid), writing)
+  reply.putU64(OpenOut.fh, node)
+  reply.putU64(OpenOut.openFlags, openFlags(cachePolicy, negotiated, flags))
+  return OpenOut.SIZE
+}
+
+function read(session: Session): number {
+  const { request } = session
+  const offset = request.u64(ReadIn.offset)
+  const size = request.u32(ReadIn.size)
+  if (size > session.negotiated.maxTransfer || !isRange(offset, size)) return -EINVAL
+  return session.tree.read(session.node, session.reply.bytes, OUT_HEADER_SIZE, size, offset)
+}
+
+function write(session: Session, length: number): number {
+  const { request } = session
+  const offset = request.u64(WriteIn.offset)
+  const size = request.u32(WriteIn.size)
+  if (size !== length - WriteIn.SIZE || !isRange(offset, size)) return -EINVAL
+  if (session.tree.readOnly) return -EROFS
+  const written = session.tree.write(session.node, request.bytes, WriteIn.SIZE, size, offset)
+  session.reply.putU64(WriteOut.size, 0)
+  session.reply.putU32(WriteOut.size, written)
+  return WriteOut.SIZE
+}
+
+/** FSYNC, FLUSH, SYNCFS: everything that was written is durable when this is answered. */
+function sync(session: Session): number {
+  const { tree, request, syncs } = session
+  if (!tree.unflushed && !syncs.committing) return DONE
+  const errno = syncs.sync(request.uniqueFirst, request.uniqueSecond, session.flush, session.answer)
+  return errno === SYNC_ANSWERED ? NO_REPLY : -errno
+}
+
+/** What an fallocate(2) mode does; modes that are not here are refused. */
+interface Allocation {
+  readonly zero?: (tree: FileTree, inode: number, offset: number, length: number) => void
+  /** The range is to be part of the file afterwards, so it must lie in it: the size cannot change. */
+  readonly within: boolean
+}
+const zeroRange: Allocation['zero'] = (tree, inode, offset, length) => tree.zero(inode, offset, length, false)
+const punchHole: Allocation['zero'] = (tree, inode, offset, length) => tree.zero(inode, offset, length, true)
+const { KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE } = FallocateMode
+const ALLOCATIONS = new Map<number, Allocation>([
+  [0, { within: true }],
+  [KEEP_SIZE, { within: true }],
+  [PUNCH_HOLE | KEEP_SIZE, { within: false, zero: punchHole }],
+  [ZERO_RANGE, { within: true, zero: zeroRange }],
+  [ZERO_RANGE | KEEP_SIZE, { within: false, zero: zeroRange }],
+])
+
+function fallocate(session: Session): number {
+  const { tree, request, node } = session
+  const offset = request.u64(FallocateIn.offset)
+  const length = request.u64(FallocateIn.length)
+  const allocation = ALLOCATIONS.get(request.u32(FallocateIn.mode))
+  if (!allocation) return -EOPNOTSUPP
+  if (length === 0 || !isRange(offset, length)) return -EINVAL
+  const attributes = tree.attributes(node)
+  if (!attributes) return -ENOENT
+  if (attributes.directory) return -EISDIR
+  if (tree.readOnly) return -EROFS
+  if (allocation.within && offset + length > attributes.size) return -ENOSPC
+  const end = Math.min(offset + length, attributes.size)
+  if (offset < end) allocation.zero?.(tree, node, offset, end - offset)
+  return DONE
+}
+
+function lseek(session: Session): number {
+  const { tree, request, reply, node } = session
+  const offset = request.u64(LseekIn.offset)
+  const whence = request.u32(LseekIn.whence)
+  if (whence !== Whence.DATA && whence !== Whence.HOLE) return -EINVAL
+  const attributes = tree.attributes(node)
+  if (!attributes) return -ENOENT
+  if (offset >= attributes.size) return -ENXIO
+  const found = tree.seek(node, offset, whence === Whence.DATA)
+  if (found < 0) return -ENXIO
+  reply.putU64(LseekOut.offset, found)
+  return LseekOut.SIZE
+}
+
+/**
+ * The kernel waits for the interrupted request, not for this one: what this returns is that one's answer. Only a
+ * parked fsync can be interrupted; what a worker has in hand takes no longer than the disk does.
+ */
+function interrupt(session: Session): number {
+  const { request, syncs, answer } = session
+  const first = request.u32(InterruptIn.unique)
+  const second = request.u32(InterruptIn.unique + 4)
+  if (syncs.cancel(first, second)) answer(first, second, EINTR)
+  return NO_REPLY
+}
+
+/** False for what no file can have: offsets that are not exact as numbers. */
+const isRange = (offset: number, length: number): boolean => offset + length <= Number.MAX_SAFE_INTEGER
+
+export const CONTENT_OPERATIONS: OperationTable = [
+  [Opcode.OPEN, { name: 'OPEN', size: OpenIn.SIZE, run: open }],
+  [Opcode.READ, { name: 'READ', size: ReadIn.SIZE, run: read }],
+  [Opcode.WRITE, { name: 'WRITE', size: WriteIn.SIZE, run: write }],
+  [Opcode.RELEASE, { name: 'RELEASE', size: ReleaseIn.SIZE, run: () => DONE }],
+  [Opcode.FLUSH, { name: 'FLUSH', size: FlushIn.SIZE, run: sync }],
+  [Opcode.FSYNC, { name: 'FSYNC', size: FsyncIn.SIZE, run: sync }],
+  [Opcode.FSYNCDIR, { name: 'FSYNCDIR', size: FsyncIn.SIZE, run: sync }],
+  [Opcode.SYNCFS, { name: 'SYNCFS', size: IN_HEADER_SIZE, run: sync }],
+  [Opcode.FALLOCATE, { name: 'FALLOCATE', size: FallocateIn.SIZE, run: fallocate }],
+  [Opcode.LSEEK, { name: 'LSEEK', size: LseekIn.SIZE, run: lseek }],
+  [Opcode.INTERRUPT, { name: 'INTERRUPT', size: InterruptIn.SIZE, silent: true, run: interrupt }],
+]

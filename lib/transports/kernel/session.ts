@@ -1,0 +1,117 @@
+/**
+ * The FUSE protocol without a device: a request in `session.request`, one call of `handle`, the reply in
+ * `session.reply`. Requests come from the kernel, yet every length and offset in them is checked, and nothing that one
+ * may hold makes `handle` throw.
+ */
+
+import { constants } from 'node:os'
+import debug from 'debug'
+import { errnoOf } from '../errno.js'
+import type { FileTree } from '../transport.js'
+import { CONTENT_OPERATIONS } from './contents.js'
+import type { Negotiated } from './init.js'
+import { ANSWERABLE_SIZE, Reply, Request } from './messages.js'
+import { NODE_OPERATIONS } from './nodes.js'
+import { type CachePolicy, RecentOpens } from './opens.js'
+import { NO_REPLY, type Operation } from './operation.js'
+import { IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE } from './protocol.js'
+import { type Answer, Syncs } from './syncs.js'
+
+const trace = debug('vdiskfs:fuse')
+
+const { EINVAL, ENOSYS } = constants.errno
+
+/** Memory that the workers of one mount share, made once by `shareState`. */
+export interface SharedState {
+  readonly syncs: SharedArrayBuffer
+  readonly opens: SharedArrayBuffer
+}
+
+export const shareState = (): SharedState => ({ syncs: Syncs.allocate(), opens: RecentOpens.allocate() })
+
+export interface SessionOptions {
+  readonly tree: FileTree
+  readonly negotiated: Negotiated
+  readonly shared: SharedState
+  /** This worker's number. */
+  readonly thread: number
+  /** Gives the reply of another request than the one in hand: of an fsync that was parked. Must not throw. */
+  readonly answer: Answer
+  readonly cachePolicy?: CachePolicy | undefined
+}
+
+const OPERATIONS: (Operation | undefined)[] = []
+for (const [opcode, operation] of [...NODE_OPERATIONS, ...CONTENT_OPERATIONS]) OPERATIONS[opcode] = operation
+
+/** The protocol's side of one worker. */
+export class Session {
+  readonly request = new Request()
+  readonly reply = new Reply()
+  readonly tree: FileTree
+  readonly negotiated: Negotiated
+  readonly syncs: Syncs
+  readonly opens: RecentOpens
+  readonly answer: Answer
+  readonly cachePolicy: CachePolicy
+  /** `tree.flush` as an errno, made once. */
+  readonly flush: () => number
+
+  constructor({ tree, negotiated, shared, thread, answer, cachePolicy = 'cached' }: SessionOptions) {
+    this.tree = tree
+    this.negotiated = negotiated
+    this.syncs = new Syncs(shared.syncs, thread)
+    this.opens = new RecentOpens(shared.opens)
+    this.answer = answer
+    this.cachePolicy = cachePolicy
+    this.flush = () => {
+      try {
+        tree.flush()
+        return 0
+      } catch (error) {
+        return errnoOf(error)
+      }
+    }
+  }
+
+  /** The inode that the request is about. */
+  get node(): number {
+    return this.request.u64(InHeader.nodeid)
+  }
+
+  /**
+   * Serves the request of `length` bytes that is in `request`.
+   * @returns the length of the reply in `reply`; 0 where there is none.
+   */
+  handle(length: number): number {
+    const { request } = this
+    if (length < ANSWERABLE_SIZE) return 0
+    const operation = OPERATIONS[request.u32(InHeader.opcode)]
+    let result = -ENOSYS
+    if (operation !== undefined) {
+      if (length < operation.size || length !== request.u32(InHeader.len)) result = -EINVAL
+      else {
+        try {
+          result = operation.run(this, length)
+        } catch (error) {
+          result = -errnoOf(error)
+        }
+      }
+      if (operation.silent && result < 0) result = NO_REPLY
+    } else if (length < IN_HEADER_SIZE) result = -EINVAL
+    if (trace.enabled) this.#trace(operation, length, result)
+    if (result === NO_REPLY) return 0
+    if (result < 0) return this.fail(-result)
+    return this.reply.header(OUT_HEADER_SIZE + result, 0, request.uniqueFirst, request.uniqueSecond)
+  }
+
+  /** Makes the reply to the request in hand an error. @returns its length */
+  fail(errno: number): number {
+    return this.reply.header(OUT_HEADER_SIZE, errno, this.request.uniqueFirst, this.request.uniqueSecond)
+  }
+
+  #trace(operation: Operation | undefined, length: number, result: number): void {
+    const name = operation?.name ?? `opcode ${this.request.u32(InHeader.opcode)}`
+    const outcome = result === NO_REPLY ? 'no reply' : result < 0 ? `errno ${-result}` : `${result} bytes`
+    trace('%d %s node %d, %d bytes: %s', this.request.u64(InHeader.unique), name, this.node, length, outcome)
+  }
+}

@@ -1,0 +1,97 @@
+/**
+ * What the main thread must know of each worker without asking it, in shared memory: whether it works, and on which
+ * request. A worker that dies cannot answer that request any more; the main thread does it then.
+ */
+
+import { readlinkSync } from 'node:fs'
+
+/** A slot is a cache line, so that workers do not disturb each other. */
+const WORDS_PER_SLOT = 16
+const STATE = 0
+const FIRST = 1
+const SECOND = 2
+const SYSTEM_THREAD = 3
+const SERVED = 4
+
+export const WorkerState = {
+  /** Nobody is here, or somebody who has not begun to serve. */
+  ABSENT: 0,
+  IDLE: 1,
+  BUSY: 2,
+  /** It ended because the file system was unmounted. */
+  ENDED: 3,
+} as const
+
+/** The slot of one worker; `thread` counts from 1. */
+export class WorkerSlot {
+  readonly #words: Int32Array
+
+  static allocate(threads: number): SharedArrayBuffer {
+    return new SharedArrayBuffer(threads * WORDS_PER_SLOT * Int32Array.BYTES_PER_ELEMENT)
+  }
+
+  constructor(shared: SharedArrayBuffer, thread: number) {
+    const offset = (thread - 1) * WORDS_PER_SLOT * Int32Array.BYTES_PER_ELEMENT
+    this.#words = new Int32Array(shared, offset, WORDS_PER_SLOT)
+  }
+
+  /** By the pool, before a worker starts. */
+  clear(): void {
+    this.#words.fill(0)
+  }
+
+  /** By the worker, before its first request. */
+  begin(): void {
+    this.#words[SYSTEM_THREAD] = systemThreadId()
+    this.#words[STATE] = WorkerState.IDLE
+  }
+
+  /** By the worker, for every request. Plain stores: the main thread looks at them at leisure, or after the worker's end. */
+  take(first: number, second: number): void {
+    const words = this.#words
+    words[FIRST] = first
+    words[SECOND] = second
+    words[STATE] = WorkerState.BUSY
+  }
+
+  /** By the worker, when that request needs nothing more of it. */
+  release(): void {
+    const words = this.#words
+    words[STATE] = WorkerState.IDLE
+    words[SERVED]!++
+  }
+
+  end(): void {
+    this.#words[STATE] = WorkerState.ENDED
+  }
+
+  get state(): number {
+    return Atomics.load(this.#words, STATE)
+  }
+
+  get uniqueFirst(): number {
+    return Atomics.load(this.#words, FIRST)
+  }
+
+  get uniqueSecond(): number {
+    return Atomics.load(this.#words, SECOND)
+  }
+
+  /** The kernel's id of the thread, 0 where it is not known. */
+  get systemThread(): number {
+    return Atomics.load(this.#words, SYSTEM_THREAD)
+  }
+
+  /** Requests served, modulo 2^32. */
+  get served(): number {
+    return Atomics.load(this.#words, SERVED) >>> 0
+  }
+}
+
+function systemThreadId(): number {
+  try {
+    return Number(readlinkSync('/proc/thread-self').split('/').at(-1)) || 0
+  } catch {
+    return 0
+  }
+}
