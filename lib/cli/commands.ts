@@ -1,0 +1,78 @@
+/** The table of commands: what the help says of each, and where its code is. */
+
+import type { Arguments } from './arguments.js'
+import type { Io } from './io.js'
+import type { CommandName } from './options.js'
+
+export interface Positional {
+  readonly name: string
+  readonly optional?: boolean
+  readonly help: string
+}
+
+/** The code of a command: `run` returns the exit code, or throws. */
+export interface CommandModule {
+  run(args: Arguments, io: Io): number | Promise<number>
+  /** What the help says behind the options. */
+  details?(): string
+}
+
+export interface Command {
+  readonly name: CommandName
+  /** One line. */
+  readonly summary: string
+  readonly positionals: readonly Positional[]
+  readonly examples: readonly string[]
+  load(): Promise<CommandModule>
+}
+
+const IMAGE: Positional = { name: 'IMAGE', help: 'the image file' }
+const MOUNTPOINT: Positional = { name: 'MOUNTPOINT', help: 'a folder' }
+
+export const COMMANDS: readonly Command[] = [
+  {
+    name: 'mount',
+    summary: 'show an image as one flat file, MOUNTPOINT/disk.raw',
+    positionals: [IMAGE, MOUNTPOINT],
+    examples: ['mount disk.vhd /mnt/x', 'mount -r --format raw disk.img /mnt/x'],
+    load: () => import('./commands/mount.js'),
+  },
+  {
+    name: 'umount',
+    summary: 'end a mount; returns when the image is committed and closed',
+    positionals: [MOUNTPOINT],
+    examples: ['umount /mnt/x'],
+    load: () => import('./commands/umount.js'),
+  },
+  {
+    name: 'list',
+    summary: 'what is mounted',
+    positionals: [],
+    examples: ['list', 'list --json'],
+    load: () => import('./commands/list.js'),
+  },
+  {
+    name: 'info',
+    summary: 'the facts about an image',
+    positionals: [IMAGE],
+    examples: ['info disk.vhd', 'info --chain --json disk.vhd'],
+    load: () => import('./commands/info.js'),
+  },
+  {
+    name: 'map',
+    summary: 'which parts of the disk are where',
+    positionals: [IMAGE],
+    examples: ['map disk.vhd', 'map --json disk.vhd'],
+    load: () => import('./commands/map.js'),
+  },
+  {
+    name: 'create',
+    summary: 'make an empty image',
+    positionals: [
+      { name: 'IMAGE', help: 'the image to make; it must not exist' },
+      { name: 'SIZE', optional: true, help: 'such as 512M or 1.5T; without it, the size of the parent' },
+    ],
+    examples: ['create -f vhd disk.vhd 20G', 'create -f vhd -b base.vhd child.vhd'],
+    load: () => import('./commands/create.js'),
+  },
+]

@@ -1,0 +1,63 @@
+/** `vdiskfs create -f FMT IMAGE [SIZE]`. */
+
+import type { OptionSpec } from '../../formats/options.js'
+import { findFormat, formats } from '../../formats/registry.js'
+import { createImage } from '../../image/create.js'
+import { VdiskError } from '../../util/errors.js'
+import { formatSize, parseSize } from '../../util/sizes.js'
+import type { Arguments } from '../arguments.js'
+import { table } from '../help.js'
+import type { Io } from '../io.js'
+
+export function run(args: Arguments, io: Io): number {
+  const [path, sizeText] = args.positionals as [string, string | undefined]
+  const name = args.value('format')
+  if (name === undefined) throw new VdiskError('USAGE', `create needs -f FMT: ${formatNames()}`)
+  const format = findFormat(name)
+  const backing = args.value('backing')
+  const options = args.list('options')
+  const size = createImage(path, {
+    format: format.name,
+    size: sizeText === undefined ? undefined : parseSize(sizeText),
+    options,
+    backing,
+    backingFormat: args.value('backing-format'),
+  })
+  if (!args.has('quiet')) {
+    const facts = [
+      `${formatSize(size)} (${size} bytes)`,
+      ...options,
+      ...(backing === undefined ? [] : [`over ${backing}`]),
+    ]
+    io.out(`created ${path}: ${format.name}, ${facts.join(', ')}\n`)
+  }
+  return 0
+}
+
+function formatNames(): string {
+  return formats.map((format) => format.name).join(', ')
+}
+
+export function details(): string {
+  return formats
+    .map(({ name, aliases, title, createOptions, backing }) => {
+      const names = [name, ...aliases].join(', ')
+      const rows = createOptions.map((spec): [string, string] => [`${spec.name}=${valueText(spec)}`, helpOf(spec)])
+      const parent = backing ? '' : ' (without a parent)'
+      return `Format ${names}: ${title}${parent}\n${rows.length > 0 ? table(rows) : ''}`
+    })
+    .join('\n')
+}
+
+function valueText(spec: OptionSpec): string {
+  if (spec.type === 'enum') return spec.values.join('|')
+  return { size: 'SIZE', boolean: 'on|off', string: 'TEXT' }[spec.type]
+}
+
+function helpOf(spec: OptionSpec): string {
+  const { help, default: value } = spec
+  if (value === undefined) return help
+  const shown =
+    spec.type === 'size' ? formatSize(value as number) : spec.type === 'boolean' ? (value ? 'on' : 'off') : value
+  return `${help} (${shown})`
+}

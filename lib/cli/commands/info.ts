@@ -1,0 +1,63 @@
+/** `vdiskfs info IMAGE`. */
+
+import type { Facts } from '../../formats/driver.js'
+import { chainInfo, type ImageInfo, imageInfo } from '../../image/info.js'
+import { formatSize } from '../../util/sizes.js'
+import type { Arguments } from '../arguments.js'
+import type { Io } from '../io.js'
+import { json, wantsJson } from '../output.js'
+
+export function run(args: Arguments, io: Io): number {
+  const path = args.positionals[0]!
+  const options = { format: args.value('format'), backingDirs: args.values('backing-dir'), readOnly: true }
+  const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
+  if (args.has('chain')) {
+    const chain = chainInfo(path, { ...options, warn })
+    io.out(wantsJson(args) ? json(chain) : chain.map(describe).join('\n'))
+  } else {
+    const info = imageInfo(path, { ...options, warn })
+    io.out(wantsJson(args) ? json(info) : describe(info))
+  }
+  return 0
+}
+
+/** The lines of `qemu-img info`. */
+export function describe(info: ImageInfo): string {
+  const { 'backing-filename': backing, 'full-backing-filename': full, 'backing-filename-format': format } = info
+  const size = info['virtual-size']
+  const lines = [
+    `image: ${info.filename}`,
+    `file format: ${info.format}`,
+    `virtual size: ${formatSize(size)} (${size} bytes)`,
+    `disk size: ${formatSize(info['actual-size'])}`,
+  ]
+  if (backing !== undefined)
+    lines.push(`backing file: ${backing}${full && full !== backing ? ` (actual path: ${full})` : ''}`)
+  if (format !== undefined) lines.push(`backing file format: ${format}`)
+  for (const [name, value] of Object.entries(info))
+    if (!SHOWN.has(name)) lines.push(...factLines({ [name]: value } as Facts, ''))
+  const specific = info['format-specific']
+  if (specific) lines.push('format specific information:', ...factLines(specific.data, '    '))
+  return `${lines.join('\n')}\n`
+}
+
+/** What `describe` has lines of its own for. */
+const SHOWN: ReadonlySet<string> = new Set([
+  'virtual-size',
+  'filename',
+  'format',
+  'actual-size',
+  'backing-filename',
+  'full-backing-filename',
+  'backing-filename-format',
+  'format-specific',
+])
+
+function factLines(facts: Facts, indent: string): string[] {
+  return Object.entries(facts).flatMap(([name, value]) => {
+    const label = `${indent}${name.replaceAll('-', ' ')}:`
+    if (Array.isArray(value)) return [`${label} ${value.join(', ') || 'none'}`]
+    if (value !== null && typeof value === 'object') return [label, ...factLines(value as Facts, `${indent}    `)]
+    return [`${label} ${value ?? 'none'}`]
+  })
+}

@@ -1,0 +1,99 @@
+/** `vdiskfs map IMAGE`. */
+
+import type { MapEntry } from '../../image/map.js'
+import { openImage } from '../../image/open.js'
+import { parseSize } from '../../util/sizes.js'
+import type { Arguments } from '../arguments.js'
+import type { Io } from '../io.js'
+import { wantsJson } from '../output.js'
+
+/** Lines are given out in pieces of about this length: a map can have millions. */
+const PIECE = 1 << 16
+
+export function run(args: Arguments, io: Io): number {
+  const image = openImage(args.positionals[0]!, {
+    readOnly: true,
+    lock: false,
+    format: args.value('format'),
+    backingDirs: args.values('backing-dir'),
+    warn: (text) => io.err(`vdiskfs: ${text}\n`),
+  })
+  try {
+    const start = Math.min(size(args, 'start-offset', 0), image.size)
+    const end = Math.min(image.size, start + size(args, 'max-length', image.size))
+    const lines = wantsJson(args) ? jsonLines : textLines
+    let piece = ''
+    for (const line of lines(runs(image, start, end))) {
+      piece += line
+      if (piece.length < PIECE) continue
+      io.out(piece)
+      piece = ''
+    }
+    io.out(piece)
+  } finally {
+    image.close()
+  }
+  return 0
+}
+
+function size(args: Arguments, name: string, otherwise: number): number {
+  const text = args.value(name)
+  return text === undefined ? otherwise : parseSize(text)
+}
+
+/** The runs of a range, neighbours that say the same joined. */
+export function* runs(
+  image: { map(offset: number, length: number): MapEntry },
+  start: number,
+  end: number,
+): Generator<MapEntry> {
+  let last: MapEntry | undefined
+  for (let at = start; at < end; ) {
+    const run = image.map(at, end - at)
+    at += run.length
+    if (last && continues(last, run)) last = { ...last, length: last.length + run.length }
+    else {
+      if (last) yield last
+      last = run
+    }
+  }
+  if (last) yield last
+}
+
+function continues(a: MapEntry, b: MapEntry): boolean {
+  return (
+    a.depth === b.depth &&
+    a.present === b.present &&
+    a.zero === b.zero &&
+    a.data === b.data &&
+    a.compressed === b.compressed &&
+    a.file === b.file &&
+    (a.offset === undefined ? b.offset === undefined : a.offset + a.length === b.offset)
+  )
+}
+
+/** An array, one run a line, with the keys of `qemu-img map --output=json`. */
+function* jsonLines(entries: Iterable<MapEntry>): Generator<string> {
+  let before = '['
+  for (const { start, length, depth, present, zero, data, compressed, offset } of entries) {
+    const optional = { ...(compressed ? { compressed } : {}), ...(offset === undefined ? {} : { offset }) }
+    yield before + JSON.stringify({ start, length, depth, present, zero, data, ...optional })
+    before = ',\n'
+  }
+  yield before === '[' ? '[]\n' : ']\n'
+}
+
+const COLUMN = 16
+
+/** A table of what takes up space, as `qemu-img map`. */
+function* textLines(entries: Iterable<MapEntry>): Generator<string> {
+  const row = (a: string, b: string, c: string, file: string) =>
+    `${a.padEnd(COLUMN)}${b.padEnd(COLUMN)}${c.padEnd(COLUMN)}${file}\n`
+  const hex = (value: number) => `0x${value.toString(16)}`
+  yield row('Offset', 'Length', 'Mapped to', 'File')
+  for (const { start, length, data, compressed, offset, file } of entries) {
+    if (!data) continue
+    const where = compressed || offset === undefined ? 'compressed' : hex(offset)
+    yield row(hex(start), hex(length), where, file ?? '')
+  }
+}

@@ -1,0 +1,73 @@
+/** `vdiskfs mount IMAGE MOUNTPOINT`. */
+
+import { resolve } from 'node:path'
+import type { RegistryEntry } from '../../mount/registry.js'
+import { startMount } from '../../mount/start.js'
+import { DEFAULT_TRANSPORT, TRANSPORT_NAMES } from '../../mount/transports.js'
+import { DISK_NAME } from '../../mount/tree.js'
+import { formatSize, parseSize } from '../../util/sizes.js'
+import type { Arguments } from '../arguments.js'
+import { table } from '../help.js'
+import type { Io } from '../io.js'
+import { IGNORED_OPTIONS, mountSettings } from '../mount-options.js'
+import { choice, parseCount, wrongValue } from '../values.js'
+
+/** More threads than this cost more memory than they bring. */
+const MOST_WORKERS = 256
+const LEAST_CACHE = '1M'
+
+export async function run(args: Arguments, io: Io): Promise<number> {
+  const [image, mountpoint] = args.positionals as [string, string]
+  const given = mountSettings(args)
+  const cacheSize = given.value('cache-size')
+  const workers = given.value('workers')
+  const request = {
+    image: resolve(image),
+    mountpoint: resolve(mountpoint),
+    options: {
+      readOnly: given.readOnly,
+      format: given.value('format'),
+      transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, TRANSPORT_NAMES),
+      backingDirs: given.values('backing-dir').map((dir) => resolve(dir)),
+      workers: workers === undefined ? undefined : parseCount('workers', workers, 1, MOST_WORKERS),
+      cacheSize: cacheSize === undefined ? undefined : atLeast('cache-size', cacheSize, LEAST_CACHE),
+      allowOther: given.allowOther,
+      uid: parseCount('uid', given.value('uid') ?? String(process.getuid!()), 0),
+      gid: parseCount('gid', given.value('gid') ?? String(process.getgid!()), 0),
+      umask: parseUmask(given.value('umask') ?? '077'),
+    },
+  }
+  const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
+  if (args.has('foreground')) {
+    const { runServer } = await import('../../mount/server.js')
+    await runServer(
+      { ...request, log: undefined },
+      { warning: warn, problem: warn, ready: (entry) => warn(`${describe(entry)}; Ctrl-C ends it`) },
+    )
+  } else await startMount(request, warn)
+  return 0
+}
+
+function describe({ image, format, size, mountpoint }: RegistryEntry): string {
+  return `${image} (${format}, ${formatSize(size)}) is ${mountpoint}/${DISK_NAME}`
+}
+
+function atLeast(name: string, text: string, least: string): number {
+  const bytes = parseSize(text)
+  if (bytes < parseSize(least)) throw wrongValue(name, text, `at least ${least}`)
+  return bytes
+}
+
+function parseUmask(text: string): number {
+  if (!/^0?[0-7]{1,3}$/.test(text)) throw wrongValue('umask', text, 'an octal number such as 022')
+  return Number.parseInt(text, 8)
+}
+
+export function details(): string {
+  return `Mount options (-o):\n${table([
+    ['ro, rw', 'read-only or not'],
+    ['allow_other, uid=N, gid=N, umask=OCT', 'as the options of these names'],
+    ['format=, transport=, workers=, cache_size=, backing_dir=', 'as well'],
+    [`${IGNORED_OPTIONS.join(', ')}, x-…`, 'have no effect'],
+  ])}`
+}

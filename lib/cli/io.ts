@@ -1,0 +1,25 @@
+/** Where the command line writes to, so that tests and other programs can run it without a process of its own. */
+
+export interface Io {
+  /** Facts: what was asked for. */
+  out(text: string): void
+  /** Errors, warnings, what is going on. */
+  err(text: string): void
+  /** Columns of the terminal that `out` goes to; undefined where it is not a terminal. */
+  readonly columns: number | undefined
+}
+
+/** The streams of this process. A reader that goes away (`vdiskfs map … | head`) ends the process quietly. */
+export function processIo(): Io {
+  const quiet = (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error
+    process.exit(0)
+  }
+  process.stdout.on('error', quiet)
+  process.stderr.on('error', quiet)
+  return {
+    out: (text) => void process.stdout.write(text),
+    err: (text) => void process.stderr.write(text),
+    columns: process.stdout.isTTY ? process.stdout.columns : undefined,
+  }
+}

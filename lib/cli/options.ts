@@ -1,0 +1,76 @@
+/**
+ * Every option of every command, in one table: the parser and the help are made from it, so that they cannot differ.
+ * What an option means is the command's business; its name, its value and its one line of help are here.
+ */
+
+export interface OptionSpec {
+  /** The long name, without dashes; the name under which a command asks for it. */
+  readonly name: string
+  readonly short?: string
+  /** What the help calls the value; none: the option is a flag. */
+  readonly value?: string
+  /** True where it may be given several times. */
+  readonly repeats?: boolean
+  readonly help: string
+  /** The commands that have it. */
+  readonly on: readonly CommandName[]
+}
+
+export type CommandName = 'mount' | 'umount' | 'list' | 'info' | 'map' | 'create'
+
+export const OPTIONS: readonly OptionSpec[] = [
+  { name: 'read-only', short: 'r', help: 'show the image read-only; it is opened read-only too', on: ['mount'] },
+  { name: 'foreground', short: 'f', help: 'stay in front, log to standard error, end on Ctrl-C', on: ['mount'] },
+  { name: 'format', value: 'FMT', help: 'the format of the image, instead of detecting it', on: ['mount'] },
+  { name: 'format', short: 'f', value: 'FMT', help: 'the format of the new image', on: ['create'] },
+  { name: 'format', short: 'f', value: 'FMT', help: 'the format of the image, not detected', on: ['info', 'map'] },
+  { name: 'transport', value: 'NAME', help: 'how the files are shown: kernel (the default)', on: ['mount'] },
+  {
+    name: 'options',
+    short: 'o',
+    value: 'OPT,…',
+    repeats: true,
+    help: 'mount options as in fstab: ro, rw, allow_other, uid=N, gid=N, umask=OCT, …',
+    on: ['mount'],
+  },
+  {
+    name: 'options',
+    short: 'o',
+    value: 'K=V,…',
+    repeats: true,
+    help: 'options of the format, listed below',
+    on: ['create'],
+  },
+  {
+    name: 'backing-dir',
+    value: 'DIR',
+    repeats: true,
+    help: "let the image's parents lie in this folder too, not only in the image's own",
+    on: ['mount', 'info', 'map'],
+  },
+  { name: 'backing', short: 'b', value: 'FILE', help: 'make the image over this parent', on: ['create'] },
+  { name: 'backing-format', short: 'F', value: 'FMT', help: 'the format of the parent', on: ['create'] },
+  { name: 'workers', value: 'N', help: 'the most threads that serve requests', on: ['mount'] },
+  { name: 'cache-size', value: 'SIZE', help: 'memory for metadata (32M)', on: ['mount'] },
+  { name: 'allow-other', help: 'let other users in, as far as --umask does', on: ['mount'] },
+  { name: 'uid', value: 'N', help: 'the owner of the files (you)', on: ['mount'] },
+  { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: ['mount'] },
+  { name: 'umask', value: 'OCT', help: 'permission bits that the files do not have (077)', on: ['mount'] },
+  { name: 'chain', help: 'the parents too, the image first', on: ['info'] },
+  { name: 'start-offset', short: 's', value: 'SIZE', help: 'begin at this byte of the disk', on: ['map'] },
+  { name: 'max-length', short: 'l', value: 'SIZE', help: 'look at this many bytes at most', on: ['map'] },
+  { name: 'quiet', short: 'q', help: 'print nothing', on: ['create'] },
+  { name: 'json', help: 'JSON instead of text', on: ['list', 'info', 'map'] },
+  { name: 'output', value: 'human|json', help: "the same, in qemu-img's words", on: ['info', 'map'] },
+  {
+    name: 'help',
+    short: 'h',
+    help: 'this text',
+    on: ['mount', 'umount', 'list', 'info', 'map', 'create'],
+  },
+]
+
+/** The options of one command, in the order of the table. */
+export function optionsOf(command: CommandName): OptionSpec[] {
+  return OPTIONS.filter((option) => option.on.includes(command))
+}

@@ -1,0 +1,59 @@
+/** A mount over the kernel transport: the device mounted, and a pool of worker threads over the image. */
+
+import { closeSync } from 'node:fs'
+import { type KernelMount, mountAsRoot, unmount } from '../transports/kernel/mounting.js'
+import { WorkerPool } from '../transports/kernel/pool.js'
+import type { MountTransport, ServeRequest, Serving } from './transports.js'
+import type { WorkerSetup } from './worker.js'
+
+/** A disk that makes its readers wait wants many requests under way at once; the pool starts few and grows. */
+const DEFAULT_WORKERS = 16
+const INITIAL_WORKERS = 2
+
+const ENTRY = new URL('./worker.js', import.meta.url)
+
+async function serve(request: ServeRequest): Promise<Serving> {
+  const { image, mountpoint, options } = request
+  const mount = mountAsRoot({
+    mountpoint,
+    source: image.path,
+    readOnly: options.readOnly,
+    allowOther: options.allowOther,
+  })
+  const pool = startPool(mount, request)
+  const ended = pool.ended
+    .catch(async (error: unknown) => {
+      // No worker is left, so nobody would ever be answered.
+      await unmount(mountpoint, { force: true, lazy: true })
+      throw error
+    })
+    .finally(() => closeSync(mount.fd))
+  try {
+    await pool.start()
+  } catch (error) {
+    await unmount(mountpoint, { force: true, lazy: true }).catch(() => {})
+    await ended.catch(() => {})
+    throw error
+  }
+  return { ended }
+}
+
+function startPool(mount: KernelMount, { image, tree, options, workerDied }: ServeRequest): WorkerPool {
+  const setup: WorkerSetup = { image: image.handle(), tree }
+  const max = options.workers ?? DEFAULT_WORKERS
+  return new WorkerPool({
+    entry: ENTRY,
+    data: () => setup,
+    fd: mount.fd,
+    negotiated: mount.negotiated,
+    initial: Math.min(INITIAL_WORKERS, max),
+    max,
+    onDeath: workerDied,
+  })
+}
+
+export const transport: MountTransport = {
+  threads: (options) => 1 + (options.workers ?? DEFAULT_WORKERS),
+  serve,
+  unmount,
+}

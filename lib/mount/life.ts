@@ -1,0 +1,178 @@
+/**
+ * A mount while it can be used, and its end. Everything that ends it goes one way: `umount`, by whomever, and a signal
+ * both end the connection; then no request is under way any more, what was written is committed, the image closed, and
+ * the entry in the registry removed.
+ */
+
+import type { Image } from '../image/image.js'
+import { VdiskError } from '../util/errors.js'
+import { makeTrace } from '../util/trace.js'
+import { type RegistryEntry, remove, update } from './registry.js'
+import type { Listener } from './server.js'
+import type { MountTransport, Serving } from './transports.js'
+import type { TreeSettings } from './tree.js'
+import { unmountOrSay } from './unmount.js'
+
+const trace = makeTrace('mount')
+
+/** What is written is committed after this time at the latest. */
+const COMMIT_INTERVAL = 5_000
+const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const
+
+export class LiveMount {
+  readonly #image: Image
+  readonly #transport: MountTransport
+  readonly #listener: Listener
+  readonly #onSignal = (signal: NodeJS.Signals) => void this.#end(signal)
+  readonly #onError = (error: unknown) => this.#internalError(error)
+  #entry: RegistryEntry
+  #serving: Serving | undefined
+  /** Somebody asked for the end; before it could be used, where there is no `#serving`. */
+  #ending: string | undefined
+  #ended = false
+  /** Why the last commit did not work. */
+  #failure: unknown
+  /** Why the mount ended, where nobody asked for it. */
+  #broken: unknown
+
+  constructor(entry: RegistryEntry, image: Image, transport: MountTransport, listener: Listener) {
+    this.#entry = entry
+    this.#image = image
+    this.#transport = transport
+    this.#listener = listener
+  }
+
+  /** Mounts and starts to serve. @throws VdiskError; nothing is mounted then, and the image is left open. */
+  async begin(tree: TreeSettings): Promise<void> {
+    const { mountpoint, options } = this.#entry
+    // From before the mount on, so that a signal cannot leave it behind without its server.
+    for (const signal of SIGNALS) process.on(signal, this.#onSignal)
+    process.on('uncaughtException', this.#onError)
+    try {
+      this.#serving = await this.#transport.serve({
+        image: this.#image,
+        mountpoint,
+        options,
+        tree,
+        workerDied: (thread, reason) => this.#workerDied(thread, reason),
+      })
+    } catch (error) {
+      this.#unlisten()
+      throw error
+    }
+    this.#entry = { ...this.#entry, phase: 'mounted' }
+  }
+
+  /**
+   * Says that the files can be used, and returns when the image is committed and closed.
+   * @throws VdiskError where that failed; the registry keeps it until `umount` has read it.
+   */
+  async live(): Promise<void> {
+    const timer = setInterval(() => this.#commit(), COMMIT_INTERVAL)
+    try {
+      this.#announce()
+      await this.#serving!.ended
+    } catch (error) {
+      trace('serving ended with %O', error)
+      this.#broken ??= error
+    }
+    this.#ended = true
+    clearInterval(timer)
+    this.#unlisten()
+    this.#close()
+  }
+
+  #unlisten(): void {
+    for (const signal of SIGNALS) process.off(signal, this.#onSignal)
+    process.off('uncaughtException', this.#onError)
+  }
+
+  #announce(): void {
+    update(this.#entry)
+    const asked = this.#ending
+    this.#ending = undefined
+    if (asked !== undefined) {
+      void this.#end(asked)
+      return
+    }
+    try {
+      this.#listener.ready(this.#entry)
+    } catch (error) {
+      trace('nobody waits for this mount any more: %O', error)
+      void this.#end('the end of the mount command')
+    }
+  }
+
+  #commit(): void {
+    try {
+      if (this.#image.unflushed) this.#image.flush()
+      this.#failure = undefined
+    } catch (error) {
+      // The first of several says why; the later ones, that it did.
+      if (this.#failure === undefined) this.#listener.problem(oneLine(error))
+      this.#failure ??= error
+    }
+  }
+
+  /** The image may have been left in the middle of a change; if so, it cannot be committed, and there is no going on. */
+  #workerDied(thread: number, reason: Error): void {
+    this.#listener.problem(`worker ${thread} died: ${reason.stack ?? reason.message}`)
+    this.#image.threadDied(thread)
+    this.#commit()
+    if (this.#failure !== undefined) void this.#abort()
+  }
+
+  /** To let the process exit with a live connection would leave everybody who uses it waiting for ever. */
+  #internalError(error: unknown): void {
+    this.#listener.problem(`internal error: ${error instanceof Error ? error.stack : error}`)
+    this.#broken ??= error
+    void this.#end('an internal error')
+  }
+
+  /** Commits while everything still works, and ends the connection: if need be, under those who use it. */
+  async #end(cause: string): Promise<void> {
+    trace('ending: %s', cause)
+    if (this.#ending !== undefined) return
+    this.#ending = cause
+    if (!this.#serving) return
+    this.#commit()
+    try {
+      await unmountOrSay(this.#entry.mountpoint, this.#transport)
+    } catch (error) {
+      if (this.#ended) return
+      this.#listener.problem(`${oneLine(error)}; ended by force, because of ${cause}`)
+      await this.#abort()
+    }
+  }
+
+  async #abort(): Promise<void> {
+    try {
+      await this.#transport.unmount(this.#entry.mountpoint, { force: true, lazy: true })
+    } catch (error) {
+      this.#listener.problem(oneLine(error))
+      // The next signal tries again.
+      this.#ending = undefined
+    }
+  }
+
+  /** Commits and closes the image. Leaves the entry behind, with the error, where that fails. */
+  #close(): void {
+    let failure = this.#broken
+    try {
+      this.#image.close()
+    } catch (error) {
+      failure = this.#failure ?? error
+    }
+    if (failure === undefined) {
+      remove(this.#entry)
+      return
+    }
+    const error = oneLine(failure)
+    update({ ...this.#entry, phase: 'ended', error })
+    throw failure instanceof VdiskError ? failure : new VdiskError('INTERNAL', error, { cause: failure })
+  }
+}
+
+function oneLine(error: unknown): string {
+  return (error instanceof Error ? error.message : String(error)).replace(/\s*[\r\n]+\s*/g, ' ')
+}

@@ -1,0 +1,170 @@
+/**
+ * The mounts of this machine that are ours: one JSON file a mount in a folder under /run, made by the server process
+ * and removed by it when all is committed and closed. A server that could not commit leaves its entry, with the error,
+ * until `umount` has told it; one that was killed leaves its entry too, and `list` sweeps it up.
+ */
+
+import { createHash, randomBytes } from 'node:crypto'
+import { linkSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { userInfo } from 'node:os'
+import { join } from 'node:path'
+import { fromSystem, VdiskError } from '../util/errors.js'
+import { isOurType, mountAt, mounts } from './mounts.js'
+import { isAlive, type ProcessIdentity } from './processes.js'
+
+export interface MountOptions {
+  readonly readOnly: boolean
+  readonly format?: string | undefined
+  readonly transport: string
+  readonly backingDirs: readonly string[]
+  readonly workers?: number | undefined
+  /** Bytes. */
+  readonly cacheSize?: number | undefined
+  readonly allowOther: boolean
+  readonly uid: number
+  readonly gid: number
+  readonly umask: number
+}
+
+export interface RegistryEntry extends ProcessIdentity {
+  /** Absolute, without symbolic links. */
+  readonly mountpoint: string
+  /** Absolute. */
+  readonly image: string
+  readonly format: string
+  /** Size of the disk in bytes. */
+  readonly size: number
+  readonly options: MountOptions
+  /** Where the server writes what it has to say; none of a server in the foreground. */
+  readonly log: string | undefined
+  /** `mounted` from the moment on at which the files can be used. */
+  readonly phase: 'starting' | 'mounted' | 'ended'
+  /** One line: why the image could not be committed or closed. Of an ended server. */
+  readonly error?: string | undefined
+}
+
+/**
+ * - `starting`, `mounted`: as it says
+ * - `closing`: the mount is gone, the server still commits
+ * - `dead`: the server was killed, and its mount is still there (ENOTCONN)
+ * - `failed`: the server ended with an error that nobody has read yet
+ * - `gone`: the server was killed and its mount is gone; only the entry is left
+ */
+export type MountState = 'starting' | 'mounted' | 'closing' | 'dead' | 'failed' | 'gone'
+
+/** The folder of the registry of this user; made where it is missing. @throws ACCESS where it is somebody else's. */
+export function registryFolder(): string {
+  const uid = userInfo().uid
+  const runtime = process.env.XDG_RUNTIME_DIR
+  const folder = uid === 0 ? '/run/vdiskfs' : runtime ? join(runtime, 'vdiskfs') : `/tmp/vdiskfs-${uid}`
+  try {
+    mkdirSync(folder, { mode: 0o700 })
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw fromSystem(error, folder, 'make')
+  }
+  const stat = lstatSync(folder)
+  if (!stat.isDirectory() || stat.uid !== uid || (stat.mode & 0o022) !== 0)
+    throw new VdiskError('ACCESS', `${folder} is not a folder that only you (uid ${uid}) can write to: remove it`)
+  return folder
+}
+
+/** The file of a mount point's entry. */
+export function entryPath(mountpoint: string, folder = registryFolder()): string {
+  return join(folder, `${createHash('sha256').update(mountpoint).digest('hex').slice(0, 16)}.json`)
+}
+
+/** A name for the log of a new server. */
+export function newLogPath(folder = registryFolder()): string {
+  return join(folder, `${randomBytes(8).toString('hex')}.log`)
+}
+
+function temporary(entry: RegistryEntry, target: string): string {
+  const path = `${target}.${process.pid}.new`
+  writeFileSync(path, `${JSON.stringify(entry, undefined, 2)}\n`, { mode: 0o600 })
+  return path
+}
+
+/**
+ * Makes the entry of a mount that is about to be made. Two that want one mount point at once cannot both get it.
+ * @throws IN_USE where there is a live one.
+ */
+export function claim(entry: RegistryEntry): void {
+  const target = entryPath(entry.mountpoint)
+  const made = temporary(entry, target)
+  try {
+    for (;;) {
+      try {
+        linkSync(made, target)
+        return
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw fromSystem(error, target, 'make')
+      }
+      const other = readEntry(target)
+      if (other && isAlive(other)) {
+        const what = stateOf(other) === 'closing' ? 'is still being closed' : `shows ${other.image} already`
+        throw new VdiskError('IN_USE', `${entry.mountpoint} is in use: it ${what} (pid ${other.pid})`)
+      }
+      removeFile(target, other)
+    }
+  } finally {
+    rmSync(made, { force: true })
+  }
+}
+
+/** Replaces an entry, at once and whole. */
+export function update(entry: RegistryEntry): void {
+  const target = entryPath(entry.mountpoint)
+  renameSync(temporary(entry, target), target)
+}
+
+/** The entry of a mount point. */
+export function find(mountpoint: string): RegistryEntry | undefined {
+  return readEntry(entryPath(mountpoint))
+}
+
+/** Removes an entry and its log. */
+export function remove(entry: RegistryEntry): void {
+  removeFile(entryPath(entry.mountpoint), entry)
+}
+
+function removeFile(path: string, entry: RegistryEntry | undefined): void {
+  rmSync(path, { force: true })
+  if (entry?.log) rmSync(entry.log, { force: true })
+}
+
+function readEntry(path: string): RegistryEntry | undefined {
+  try {
+    const entry = JSON.parse(readFileSync(path, 'utf8')) as RegistryEntry
+    return typeof entry.mountpoint === 'string' && typeof entry.pid === 'number' ? entry : undefined
+  } catch {
+    return undefined
+  }
+}
+
+/** What has become of a mount. */
+export function stateOf(entry: RegistryEntry, table = mounts()): MountState {
+  const mount = mountAt(entry.mountpoint, table)
+  const mounted = mount !== undefined && isOurType(mount.type)
+  if (isAlive(entry)) {
+    if (entry.phase === 'starting') return 'starting'
+    return mounted && entry.phase === 'mounted' ? 'mounted' : 'closing'
+  }
+  if (entry.error !== undefined) return 'failed'
+  return mounted ? 'dead' : 'gone'
+}
+
+/** All mounts with their states, by mount point. What is left of killed servers, and unreadable files, is removed. */
+export function entries(): { entry: RegistryEntry; state: MountState }[] {
+  const folder = registryFolder()
+  const table = mounts()
+  const found: { entry: RegistryEntry; state: MountState }[] = []
+  for (const name of readdirSync(folder)) {
+    if (!name.endsWith('.json')) continue
+    const path = join(folder, name)
+    const entry = readEntry(path)
+    const state = entry ? stateOf(entry, table) : 'gone'
+    if (entry && state !== 'gone') found.push({ entry, state })
+    else removeFile(path, entry)
+  }
+  return found.sort((a, b) => (a.entry.mountpoint < b.entry.mountpoint ? -1 : 1))
+}

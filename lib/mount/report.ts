@@ -1,0 +1,28 @@
+/**
+ * What the server tells the `mount` command while it starts: lines of JSON on a pipe, the last of them `ready` or
+ * `error`.
+ */
+
+import { type ErrorCode, VdiskError } from '../util/errors.js'
+
+export type Message =
+  | { readonly type: 'warning'; readonly text: string }
+  | { readonly type: 'ready'; readonly pid: number }
+  | { readonly type: 'error'; readonly code: ErrorCode; readonly text: string }
+
+export function encodeMessage(message: Message): string {
+  return `${JSON.stringify(message)}\n`
+}
+
+export function decodeMessages(text: string): Message[] {
+  return text
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => JSON.parse(line) as Message)
+}
+
+/** An error as a message. The stack of one that nobody expected goes to the log, not to the user. */
+export function errorMessage(error: unknown): Message {
+  if (error instanceof VdiskError) return { type: 'error', code: error.code, text: error.message }
+  return { type: 'error', code: 'INTERNAL', text: `internal error: ${error instanceof Error ? error.message : error}` }
+}

@@ -1,0 +1,47 @@
+/**
+ * The server process in the background, started by `start.ts`: reads its configuration from standard input, tells on
+ * descriptor 3 how the start goes, and has its log as standard output and error.
+ */
+
+import { closeSync, readFileSync, writeSync } from 'node:fs'
+import { makeTrace } from '../util/trace.js'
+import { encodeMessage, errorMessage, type Message } from './report.js'
+import { runServer, type ServerConfig } from './server.js'
+
+const STDIN = 0
+const REPORT = 3
+const trace = makeTrace('mount')
+
+let started = false
+
+function tell(message: Message): void {
+  writeSync(REPORT, encodeMessage(message))
+}
+
+function log(text: string): void {
+  process.stderr.write(`${new Date().toISOString()} ${text}\n`)
+}
+
+async function run(): Promise<void> {
+  const config = JSON.parse(readFileSync(STDIN, 'utf8')) as ServerConfig
+  // For ps and the like.
+  process.title = `vdiskfs ${config.image} ${config.mountpoint}`
+  await runServer(config, {
+    warning: (text) => tell({ type: 'warning', text }),
+    ready: (entry) => {
+      started = true
+      tell({ type: 'ready', pid: entry.pid })
+      closeSync(REPORT)
+    },
+    problem: log,
+  })
+}
+
+try {
+  await run()
+} catch (error) {
+  trace('%O', error)
+  if (started) log(error instanceof Error ? error.message : String(error))
+  else tell(errorMessage(error))
+  process.exitCode = 1
+}

@@ -1,0 +1,86 @@
+/**
+ * A mount from beginning to end, in the process that serves it: open the image, mount, serve, and, when the mount has
+ * ended or this process is asked to end, commit and close.
+ */
+
+import { statSync } from 'node:fs'
+import type { Image } from '../image/image.js'
+import { openImage } from '../image/open.js'
+import { LiveMount } from './life.js'
+import { prepareMountpoint, refuseHiding } from './mountpoint.js'
+import { thisProcess } from './processes.js'
+import { claim, type MountOptions, type RegistryEntry, remove } from './registry.js'
+import { findTransport, type MountTransport } from './transports.js'
+import { treeSettings } from './tree.js'
+
+export interface ServerConfig {
+  /** Absolute. */
+  readonly image: string
+  /** As the user wrote it, made absolute. */
+  readonly mountpoint: string
+  readonly options: MountOptions
+  /** Where standard error goes; none in the foreground. */
+  readonly log: string | undefined
+}
+
+/** Who is told how it goes; one line each. */
+export interface Listener {
+  /** The image can be mounted, but the user should know this. */
+  warning(text: string): void
+  /** The files can be used. Throws where nobody wants them any more: the mount ends then. */
+  ready(entry: RegistryEntry): void
+  /** Something went wrong later. */
+  problem(text: string): void
+}
+
+/**
+ * Mounts an image and serves it until that ends.
+ * @returns when the image is committed and closed.
+ * @throws VdiskError where it could not be mounted (nothing is left of it then), or not be committed at the end (which
+ * `umount` reports then).
+ */
+export async function runServer(config: ServerConfig, listener: Listener): Promise<void> {
+  const transport = await findTransport(config.options.transport)
+  const mountpoint = await prepareMountpoint(config.mountpoint, transport, listener.warning)
+  const mount = await begin(config, mountpoint, transport, listener)
+  await mount.live()
+}
+
+/** Everything up to the first request. What was done is undone where a part of it fails. */
+async function begin(
+  config: ServerConfig,
+  mountpoint: string,
+  transport: MountTransport,
+  listener: Listener,
+): Promise<LiveMount> {
+  const { options } = config
+  const image = openImage(config.image, {
+    readOnly: options.readOnly,
+    format: options.format,
+    backingDirs: options.backingDirs,
+    threads: transport.threads(options),
+    warn: listener.warning,
+    ...(options.cacheSize === undefined ? {} : { cacheSize: options.cacheSize }),
+  })
+  let entry: RegistryEntry | undefined
+  try {
+    refuseHiding(
+      mountpoint,
+      image.layers.map((layer) => layer.path),
+    )
+    entry = newEntry(config, mountpoint, image)
+    claim(entry)
+    const mount = new LiveMount(entry, image, transport, listener)
+    await mount.begin(treeSettings(options, statSync(config.image)))
+    return mount
+  } catch (error) {
+    image.close()
+    if (entry) remove(entry)
+    throw error
+  }
+}
+
+function newEntry({ image: path, options, log }: ServerConfig, mountpoint: string, image: Image): RegistryEntry {
+  const { format, size } = image
+  return { mountpoint, image: path, format, size, ...thisProcess(), options, log, phase: 'starting' }
+}

@@ -1,0 +1,70 @@
+/** Starting a mount: the server in a process of its own, in the background, or in this one. */
+
+import { spawn } from 'node:child_process'
+import { closeSync, openSync, readFileSync, rmSync } from 'node:fs'
+import type { Readable } from 'node:stream'
+import { text } from 'node:stream/consumers'
+import { fileURLToPath } from 'node:url'
+import { VdiskError } from '../util/errors.js'
+import { makeTrace } from '../util/trace.js'
+import { newLogPath } from './registry.js'
+import { decodeMessages } from './report.js'
+import type { ServerConfig } from './server.js'
+
+const trace = makeTrace('mount')
+
+/** Read before anything is mounted, so that it cannot come from a mount that is being made. */
+const SERVER = fileURLToPath(new URL('./server-main.js', import.meta.url))
+
+export type MountRequest = Omit<ServerConfig, 'log'>
+
+/**
+ * Mounts an image and leaves a server process behind that serves it.
+ * @param warn is told, in one line each, what the user should know
+ * @returns when the files can be used: the server's pid
+ * @throws VdiskError; then nothing is mounted, locked or left behind.
+ */
+export async function startMount(request: MountRequest, warn: (message: string) => void): Promise<number> {
+  const log = newLogPath()
+  const fd = openSync(log, 'ax', 0o600)
+  let mounted = false
+  try {
+    const config: ServerConfig = { ...request, log }
+    const { messages, ending } = await runChild(config, fd)
+    for (const message of messages) {
+      if (message.type === 'warning') warn(message.text)
+      else if (message.type === 'error') throw new VdiskError(message.code, message.text)
+      else {
+        mounted = true
+        return message.pid
+      }
+    }
+    const words = readFileSync(log, 'utf8').trim().split('\n').at(-1)
+    throw new VdiskError('INTERNAL', `the server ended before it was ready (${ending})${words ? `: ${words}` : ''}`)
+  } finally {
+    closeSync(fd)
+    if (!mounted) rmSync(log, { force: true })
+  }
+}
+
+/** Starts the server and waits until it is ready, which it says by closing its end of the pipe, or has ended. */
+async function runChild(config: ServerConfig, log: number) {
+  const child = spawn(process.execPath, [SERVER, config.image, config.mountpoint], {
+    cwd: '/',
+    detached: true,
+    stdio: ['pipe', log, log, 'pipe'],
+  })
+  const exited = new Promise<string>((resolve, reject) => {
+    child.on('error', reject)
+    child.on('exit', (code, signal) => resolve(signal ?? `exit code ${code}`))
+  })
+  child.stdin!.on('error', (error) => trace('the server did not read its configuration: %O', error))
+  child.stdin!.end(JSON.stringify(config))
+  const report = child.stdio[3] as Readable
+  const messages = decodeMessages(await Promise.race([text(report), exited.then(() => text(report))]))
+  trace('server %d says %o', child.pid, messages)
+  const ready = messages.at(-1)?.type === 'ready'
+  const ending = ready ? '' : await exited
+  child.unref()
+  return { messages, ending }
+}

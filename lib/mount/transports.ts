@@ -1,0 +1,56 @@
+/**
+ * What the life of a mount needs of a transport, and the table of transports. `lib/transports/` speaks protocols;
+ * the modules named here bring one of them together with an image.
+ */
+
+import type { Image } from '../image/image.js'
+import { VdiskError } from '../util/errors.js'
+import type { MountOptions } from './registry.js'
+import type { TreeSettings } from './tree.js'
+
+export interface ServeRequest {
+  /** Of the calling thread. */
+  readonly image: Image
+  readonly tree: TreeSettings
+  readonly mountpoint: string
+  readonly options: MountOptions
+  /** A thread ended that should not have; nothing runs under its number any more. */
+  workerDied(thread: number, reason: Error): void
+}
+
+/** Files that are being shown. */
+export interface Serving {
+  /**
+   * Settles when the mount has ended, whoever ended it, and no thread works on the image any more. Rejects where it
+   * ended for another reason than being unmounted.
+   */
+  readonly ended: Promise<void>
+}
+
+export interface MountTransport {
+  /** The threads that the image must have room for, the calling one included. */
+  threads(options: MountOptions): number
+  /** Mounts and serves. Resolves when the files can be used. @throws VdiskError; nothing is mounted then. */
+  serve(request: ServeRequest): Promise<Serving>
+  /**
+   * Takes a mount away; a busy one is tried again for a moment, as a loop device that was just detached lets go of its
+   * file a little later. `force` ends the connection, so that what is busy gets errors; `lazy` hides the mount at once
+   * and ends it when nobody uses it any more.
+   * @throws VdiskError, IN_USE where it is busy
+   */
+  unmount(mountpoint: string, how?: { readonly force?: boolean; readonly lazy?: boolean }): Promise<void>
+}
+
+const TRANSPORTS: Readonly<Record<string, () => Promise<{ readonly transport: MountTransport }>>> = {
+  kernel: () => import('./kernel.js'),
+}
+
+export const TRANSPORT_NAMES: readonly string[] = Object.keys(TRANSPORTS)
+export const DEFAULT_TRANSPORT = 'kernel'
+
+/** @throws USAGE */
+export async function findTransport(name: string): Promise<MountTransport> {
+  const load = Object.hasOwn(TRANSPORTS, name) ? TRANSPORTS[name] : undefined
+  if (!load) throw new VdiskError('USAGE', `no transport is called ${name}; there is: ${TRANSPORT_NAMES.join(', ')}`)
+  return (await load()).transport
+}

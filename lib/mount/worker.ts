@@ -1,0 +1,15 @@
+/** What a worker thread of the kernel transport runs: its own view of the image, shown as files, served until the end. */
+
+import { workerData } from 'node:worker_threads'
+import { Image, type ImageHandle } from '../image/image.js'
+import { serve, type WorkerContext } from '../transports/kernel/device.js'
+import { ImageTree, type TreeSettings } from './tree.js'
+
+/** What every worker of a mount gets. */
+export interface WorkerSetup {
+  readonly image: ImageHandle
+  readonly tree: TreeSettings
+}
+
+const { image, tree, transport } = workerData as WorkerSetup & { readonly transport: WorkerContext }
+serve(transport, new ImageTree(Image.attach(image, transport.thread), tree))
