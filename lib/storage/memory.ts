@@ -30,8 +30,7 @@ export interface MemoryOptions {
   readonly path?: string
   /** What it holds at first. */
   readonly contents?: Uint8Array
-  /** Bytes that it can grow to (address space, not memory); at most LARGEST_MEMORY; 1 GiB where it is not given. Beyond it:
-   * NO_SPACE. */
+  /** Bytes (of address space, not of memory) beyond which it says NO_SPACE: 1 GiB, or up to LARGEST_MEMORY. */
   readonly maxSize?: number
 }
 
