@@ -5,13 +5,13 @@ import type { Format, Probe } from './driver.js'
 import { raw } from './raw.js'
 
 /** In the order of detection; raw, which matches everything, comes last. */
-export const formats: readonly Format<never>[] = [raw]
+export const formats: readonly Format[] = [raw]
 
 /** A format by its name or another name of it, in any case. @throws USAGE */
 export function findFormat(name: string): Format {
   const wanted = name.toLowerCase()
   const found = formats.find((format) => format.name === wanted || format.aliases.includes(wanted))
-  if (found) return found as unknown as Format
+  if (found) return found
   throw new VdiskError(
     'USAGE',
     `unknown format '${name}'; known are ${formats.map((format) => format.name).join(', ')}`,
@@ -20,5 +20,5 @@ export function findFormat(name: string): Format {
 
 /** The format of a file's content. */
 export function detect(probe: Probe): Format {
-  return formats.find((format) => format.probe(probe)) as unknown as Format
+  return formats.find((format) => format.probe(probe)) ?? raw
 }
