@@ -1,0 +1,86 @@
+// Opening must not cost more for a large disk than for a small one: time to mount, and resident memory of the server,
+// for an empty VHD of 1 GiB against one of 2040 GiB, right after mounting and after reads all over the disk.
+//   npm run build && node scripts/bench/memory.mjs [--json]
+
+import { spawnSync } from 'node:child_process'
+import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const BIN = fileURLToPath(new URL('../../bin/vdiskfs.js', import.meta.url))
+const SIZES = ['1G', '2040G']
+const ROUNDS = 5
+/** Places of the disk that are read, each a lookup in another part of the table. */
+const READS = 512
+const READ_BYTES = 4096
+
+function vdiskfs(...args) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [BIN, ...args], { encoding: 'utf8' })
+  if (status !== 0) throw new Error(`vdiskfs ${args.join(' ')}: ${stderr.trim()}`)
+  return stdout
+}
+
+const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1]
+
+/** Resident memory of a process, in MiB. */
+function resident(pid) {
+  return Number(/^VmRSS:\s*(\d+) kB/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))[1]) / 1024
+}
+
+function serverOf(mountpoint) {
+  return JSON.parse(vdiskfs('list', '--json')).find((mount) => mount.mountpoint === mountpoint).pid
+}
+
+function readAllOver(path) {
+  const fd = openSync(path, 'r')
+  const buffer = new Uint8Array(READ_BYTES)
+  const size = Number(spawnSync('stat', ['-c', '%s', path], { encoding: 'utf8' }).stdout)
+  const step = Math.floor(size / READS / READ_BYTES) * READ_BYTES
+  for (let i = 0; i < READS; i++) readSync(fd, buffer, 0, READ_BYTES, i * step)
+  closeSync(fd)
+}
+
+/** One mount of an image: milliseconds until it was ready, MiB then, and MiB after reading. */
+function round(image, mountpoint) {
+  const began = performance.now()
+  vdiskfs('mount', image, mountpoint)
+  const milliseconds = performance.now() - began
+  try {
+    const pid = serverOf(mountpoint)
+    const mounted = resident(pid)
+    readAllOver(join(mountpoint, 'disk.raw'))
+    return { milliseconds, mounted, read: resident(pid) }
+  } finally {
+    vdiskfs('umount', mountpoint)
+  }
+}
+
+function measure(folder, size) {
+  const image = join(folder, `${size}.vhd`)
+  const mountpoint = join(folder, `mnt-${size}`)
+  mkdirSync(mountpoint)
+  vdiskfs('create', '-q', '-f', 'vhd', image, size)
+  const rounds = Array.from({ length: ROUNDS }, () => round(image, mountpoint))
+  const of = (name) => median(rounds.map((r) => r[name]))
+  return { size, milliseconds: of('milliseconds'), mounted: of('mounted'), read: of('read') }
+}
+
+const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-bench-'))
+try {
+  const results = SIZES.map((size) => measure(folder, size))
+  const [small, large] = results
+  const ratio = { size: 'ratio' }
+  for (const name of ['milliseconds', 'mounted', 'read']) ratio[name] = large[name] / small[name]
+  if (process.argv.includes('--json')) console.log(JSON.stringify({ results, ratio }, undefined, 2))
+  else {
+    console.log(`Empty VHDs, median of ${ROUNDS} mounts (Node ${process.version}):`)
+    console.log('size        mount, ms   resident, MiB   after reads, MiB')
+    const row = ({ size, ...values }, digits) =>
+      [size.padEnd(8), ...Object.values(values).map((v, i) => v.toFixed(digits).padStart([12, 16, 19][i]))].join('')
+    for (const result of results) console.log(row(result, 0))
+    console.log(row(ratio, 2))
+  }
+} finally {
+  rmSync(folder, { recursive: true, force: true })
+}
