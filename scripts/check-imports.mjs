@@ -82,7 +82,7 @@ function filesUnder(folder) {
 }
 
 /** All violations under a project's root, each `file:line: text`. */
-function violations(root) {
+export function violations(root) {
   const manifest = join(root, 'package.json')
   const { dependencies = {}, optionalDependencies = {} } = existsSync(manifest)
     ? JSON.parse(readFileSync(manifest, 'utf8'))
@@ -109,8 +109,12 @@ function violations(root) {
   return found
 }
 
-const root = resolve(process.argv[2] ?? fileURLToPath(new URL('..', import.meta.url)))
-const found = violations(root)
-for (const text of found) console.error(text)
-if (found.length > 0) process.exitCode = 1
-else console.log('Imports run in one direction only.')
+function main() {
+  const root = resolve(process.argv[2] ?? fileURLToPath(new URL('..', import.meta.url)))
+  const found = violations(root)
+  for (const text of found) console.error(text)
+  if (found.length > 0) process.exitCode = 1
+  else console.log('Imports run in one direction only.')
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) main()
