@@ -45,7 +45,7 @@ export function programHelp(columns?: number): string {
   const rows = COMMANDS.map((command): [string, string] => [command.name, command.summary])
   return `Usage: vdiskfs COMMAND [OPTIONS] …
 
-Shows a virtual disk image as one flat file that every program can read and write.
+Shows a virtual disk image as one flat file that any program reads and writes.
 
 Commands:
 ${table(rows, columns)}
@@ -57,7 +57,8 @@ ${table(
   ],
   columns,
 )}
-Exit codes: 0 done, 1 failed, 2 wrong usage. DEBUG=vdiskfs:* shows what happens inside.
+Exit codes: 0 done, 1 failed, 2 wrong usage.
+DEBUG=vdiskfs:* in the environment shows what happens inside.
 `
 }
 

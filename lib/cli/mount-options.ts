@@ -40,6 +40,8 @@ const VALUES: Readonly<Record<string, string>> = {
   backing_dir: 'backing-dir',
 }
 
+export const VALUE_OPTIONS: readonly string[] = Object.keys(VALUES)
+
 export interface MountSettings {
   readonly readOnly: boolean
   readonly allowOther: boolean

@@ -56,7 +56,8 @@ export function must(program: string, args: readonly string[] = [], options: Run
   return out
 }
 
-const CLI = fileURLToPath(new URL('./vdiskfs.js', import.meta.url))
+/** The script of the command line under test. */
+export const CLI = fileURLToPath(new URL('./vdiskfs.js', import.meta.url))
 
 /** Runs `vdiskfs ARGS`. */
 export function vdiskfs(args: readonly string[], options?: RunOptions): Result {

@@ -40,11 +40,10 @@ function formatNames(): string {
 
 export function details(): string {
   return formats
-    .map(({ name, aliases, title, createOptions, backing }) => {
+    .map(({ name, aliases, title, createOptions }) => {
       const names = [name, ...aliases].join(', ')
       const rows = createOptions.map((spec): [string, string] => [`${spec.name}=${valueText(spec)}`, helpOf(spec)])
-      const parent = backing ? '' : ' (without a parent)'
-      return `Format ${names}: ${title}${parent}\n${rows.length > 0 ? table(rows) : ''}`
+      return `Format ${names}: ${title}\n${rows.length > 0 ? table(rows) : ''}`
     })
     .join('\n')
 }

@@ -9,14 +9,15 @@ import { json, wantsJson } from '../output.js'
 
 export function run(args: Arguments, io: Io): number {
   const path = args.positionals[0]!
+  const asJson = wantsJson(args)
   const options = { format: args.value('format'), backingDirs: args.values('backing-dir'), readOnly: true }
   const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
   if (args.has('chain')) {
     const chain = chainInfo(path, { ...options, warn })
-    io.out(wantsJson(args) ? json(chain) : chain.map(describe).join('\n'))
+    io.out(asJson ? json(chain) : chain.map(describe).join('\n'))
   } else {
     const info = imageInfo(path, { ...options, warn })
-    io.out(wantsJson(args) ? json(info) : describe(info))
+    io.out(asJson ? json(info) : describe(info))
   }
   return 0
 }

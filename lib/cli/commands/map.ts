@@ -11,6 +11,7 @@ import { wantsJson } from '../output.js'
 const PIECE = 1 << 16
 
 export function run(args: Arguments, io: Io): number {
+  const lines = wantsJson(args) ? jsonLines : textLines
   const image = openImage(args.positionals[0]!, {
     readOnly: true,
     lock: false,
@@ -21,7 +22,6 @@ export function run(args: Arguments, io: Io): number {
   try {
     const start = Math.min(size(args, 'start-offset', 0), image.size)
     const end = Math.min(image.size, start + size(args, 'max-length', image.size))
-    const lines = wantsJson(args) ? jsonLines : textLines
     let piece = ''
     for (const line of lines(runs(image, start, end))) {
       piece += line

@@ -9,7 +9,7 @@ import { formatSize, parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import { table } from '../help.js'
 import type { Io } from '../io.js'
-import { IGNORED_OPTIONS, mountSettings } from '../mount-options.js'
+import { IGNORED_OPTIONS, mountSettings, VALUE_OPTIONS } from '../mount-options.js'
 import { choice, parseCount, wrongValue } from '../values.js'
 
 /** More threads than this cost more memory than they bring. */
@@ -64,10 +64,10 @@ function parseUmask(text: string): number {
 }
 
 export function details(): string {
-  return `Mount options (-o):\n${table([
+  return `Mount options (-o), as in fstab:\n${table([
     ['ro, rw', 'read-only or not'],
-    ['allow_other, uid=N, gid=N, umask=OCT', 'as the options of these names'],
-    ['format=, transport=, workers=, cache_size=, backing_dir=', 'as well'],
-    [`${IGNORED_OPTIONS.join(', ')}, x-…`, 'have no effect'],
+    ['allow_other', 'as --allow-other'],
+    ['NAME=VALUE', `as the options of these names: ${VALUE_OPTIONS.join(', ')}`],
+    ['others', `${IGNORED_OPTIONS.join(', ')} and x-… have no effect`],
   ])}`
 }
