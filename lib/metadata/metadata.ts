@@ -235,9 +235,11 @@ export class Metadata {
     if (this.#views.unsynced[file] === 0) Atomics.store(this.#views.unsynced, file, 1)
   }
 
-  /** True where a commit would have something to do. */
+  /** True where something that was written may not be durable yet: also while a commit is under way. */
   get uncommitted(): boolean {
-    return this.#views.control[Control.DIRTY_SECTORS] !== 0 || this.#views.unsynced.some((u) => u !== 0)
+    const { control, unsynced } = this.#views
+    if (control[Control.DIRTY_SECTORS] !== 0 || unsynced.some((u) => u !== 0)) return true
+    return Atomics.load(control, Control.COMMIT_MUTEX) !== 0
   }
 
   /** True where metadata is dirty. */
