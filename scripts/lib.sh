@@ -39,7 +39,8 @@ need_programs() {
   say "Installing Debian packages: ${packages[*]}"
   command -v apt-get >/dev/null || fail "needs ${missing[*]} (on Debian in the packages ${packages[*]})"
   sudo=$(as_root) || fail "needs ${missing[*]}; as root: apt-get install ${packages[*]}"
-  local apt=($sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120)
+  local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=120)
+  if [ -n "$sudo" ]; then apt=("$sudo" "${apt[@]}"); fi
   "${apt[@]}" update || fail 'apt-get update failed'
   "${apt[@]}" install -y --no-install-recommends "${packages[@]}" || fail "could not install ${packages[*]}"
   hash -r
