@@ -26,7 +26,7 @@ import { fromSystem, VdiskError } from '../util/errors.js'
 import { lockHolder } from './lock-holder.js'
 import type { Storage, StorageHandle } from './storage.js'
 
-/** QEMU's permissions: block layer's numbers, and with them the bytes of the file. */
+/** QEMU's permissions, by the numbers that it puts into bytes. */
 const CONSISTENT_READ = 0
 const WRITE = 1
 const RESIZE = 3
@@ -64,7 +64,8 @@ function descriptorOf(handle: StorageHandle): number | undefined {
 
 function lockDescriptor(fd: number, path: string, claim: Claim): boolean {
   const own = [...claim.uses.map((p) => USED_BASE + p), ...claim.unshares.map((p) => UNSHARED_BASE + p)]
-  const clashing = [...claim.uses.map((p) => UNSHARED_BASE + p), ...claim.unshares.map((p) => USED_BASE + p)]
+  // Writers first, for the message: they also lock the bytes that readers do.
+  const clashing = [...claim.unshares.map((p) => USED_BASE + p), ...claim.uses.map((p) => UNSHARED_BASE + p)]
   const taken: number[] = []
   try {
     for (const byte of own) {

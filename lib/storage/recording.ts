@@ -98,7 +98,8 @@ export class RecordingStorage implements Storage {
 
   write(buffer: Uint8Array, at: number, length: number, offset: number): void {
     this.#inner.write(buffer, at, length, offset)
-    this.#log({ kind: 'write', offset, data: buffer.slice(at, at + length) })
+    // A copy: slice() would be a view where it is a Buffer.
+    this.#log({ kind: 'write', offset, data: new Uint8Array(buffer.subarray(at, at + length)) })
   }
 
   size(): number {
