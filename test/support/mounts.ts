@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { must, type Result, run, vdiskfs, vdiskfsMust } from './run.js'
-import { type Teardown, temporaryFolder } from './temp.js'
+import { atEnd, type TestCase, temporaryFolder } from './temp.js'
 
 /** False where nothing can be mounted: no device, or no right to use it. */
 export const canMount = existsSync('/dev/fuse') && process.getuid!() === 0
@@ -60,14 +60,14 @@ export interface TestMount {
 }
 
 /** A folder to mount at. Whatever is mounted there when the test ends is taken away, and its server ended. */
-export function mountpointFor(t: Teardown): string {
+export function mountpointFor(t: TestCase): string {
   const mountpoint = mkdtempSync(join(temporaryFolder(t), 'mnt-'))
-  t.teardown(() => clear(mountpoint))
+  atEnd(t, () => clear(mountpoint))
   return mountpoint
 }
 
 /** Mounts an image; the mount ends with the test at the latest. @throws where that fails */
-export function mountImage(t: Teardown, image: string, options: readonly string[] = []): TestMount {
+export function mountImage(t: TestCase, image: string, options: readonly string[] = []): TestMount {
   const mountpoint = mountpointFor(t)
   vdiskfsMust(['mount', ...options, image, mountpoint])
   const pid = listedAt(mountpoint)?.pid
@@ -82,15 +82,15 @@ export function mountImage(t: Teardown, image: string, options: readonly string[
 }
 
 /** Tries to mount an image that cannot be mounted. */
-export function tryMount(t: Teardown, image: string, options: readonly string[] = []): Result & { mountpoint: string } {
+export function tryMount(t: TestCase, image: string, options: readonly string[] = []): Result & { mountpoint: string } {
   const mountpoint = mountpointFor(t)
   return { ...vdiskfs(['mount', ...options, image, mountpoint]), mountpoint }
 }
 
 /** Attaches a loop device; it is detached when the test ends, if it still is attached. */
-export function attachLoop(t: Teardown, file: string, options: readonly string[] = []): string {
+export function attachLoop(t: TestCase, file: string, options: readonly string[] = []): string {
   const device = must('losetup', ['--find', '--show', ...options, file]).trim()
-  t.teardown(() => {
+  atEnd(t, () => {
     // Its number may be another one's by now.
     if (run('losetup', ['-j', file]).out.startsWith(`${device}:`)) must('losetup', ['--detach', device])
   })
@@ -98,9 +98,9 @@ export function attachLoop(t: Teardown, file: string, options: readonly string[]
 }
 
 /** Mounts a device or file by mount(8); ends with the test at the latest. */
-export function mountDevice(t: Teardown, device: string, options: readonly string[] = []): string {
+export function mountDevice(t: TestCase, device: string, options: readonly string[] = []): string {
   const mountpoint = mkdtempSync(join(temporaryFolder(t), 'fs-'))
-  t.teardown(() => {
+  atEnd(t, () => {
     if (isMounted(mountpoint)) must('umount', [mountpoint])
   })
   must('mount', [...options, device, mountpoint])

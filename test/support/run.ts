@@ -6,7 +6,7 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
-import type { Teardown } from './temp.js'
+import { atEnd, type TestCase } from './temp.js'
 
 export interface Result {
   /** The exit code; 128 where a signal ended it, 127 where it could not be started. */
@@ -80,7 +80,7 @@ export interface Running {
 }
 
 /** Starts a program beside the test; it is killed when the test ends, if it still runs. */
-export function start(t: Teardown, program: string, args: readonly string[], options: RunOptions = {}): Running {
+export function start(t: TestCase, program: string, args: readonly string[], options: RunOptions = {}): Running {
   const child = spawn(program, args, {
     stdio: ['ignore', 'ignore', 'pipe'],
     env: { ...process.env, ...options.env },
@@ -94,7 +94,7 @@ export function start(t: Teardown, program: string, args: readonly string[], opt
     child.on('error', () => resolve({ code: 127, signal: null }))
     child.on('close', (code, signal) => resolve({ code, signal }))
   })
-  t.teardown(async () => {
+  atEnd(t, async () => {
     if (child.exitCode === null && child.signalCode === null) child.kill('SIGKILL')
     await ended
   })
@@ -102,7 +102,7 @@ export function start(t: Teardown, program: string, args: readonly string[], opt
 }
 
 /** Starts `vdiskfs ARGS` beside the test. */
-export function startVdiskfs(t: Teardown, args: readonly string[], options?: RunOptions): Running {
+export function startVdiskfs(t: TestCase, args: readonly string[], options?: RunOptions): Running {
   return start(t, process.execPath, [CLI, ...args], options)
 }
 
