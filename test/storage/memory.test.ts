@@ -55,3 +55,11 @@ t.test('threads that grow it at once lose nothing', async (t) => {
     -1,
   )
 })
+
+t.test('a last page that is cut by the end is freed with what is in front of it', async (t) => {
+  const storage = MemoryStorage.create({ contents: new Uint8Array(4096 + 10).fill(1) })
+  storage.punch(4096, 5)
+  t.equal(storage.allocated(), 8192, 'not where some of it is left')
+  storage.punch(4096, 10)
+  t.equal(storage.allocated(), 4096)
+})
