@@ -24,8 +24,6 @@ function log(text: string): void {
 
 async function run(): Promise<void> {
   const config = JSON.parse(readFileSync(STDIN, 'utf8')) as ServerConfig
-  // For ps and the like.
-  process.title = `vdiskfs ${config.image} ${config.mountpoint}`
   await runServer(config, {
     warning: (text) => tell({ type: 'warning', text }),
     ready: (entry) => {

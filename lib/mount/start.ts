@@ -13,7 +13,6 @@ import type { ServerConfig } from './server.js'
 
 const trace = makeTrace('mount')
 
-/** Read before anything is mounted, so that it cannot come from a mount that is being made. */
 const SERVER = fileURLToPath(new URL('./server-main.js', import.meta.url))
 
 export type MountRequest = Omit<ServerConfig, 'log'>
@@ -49,7 +48,9 @@ export async function startMount(request: MountRequest, warn: (message: string) 
 
 /** Starts the server and waits until it is ready, which it says by closing its end of the pipe, or has ended. */
 async function runChild(config: ServerConfig, log: number) {
+  // The arguments are for those who look at the list of processes.
   const child = spawn(process.execPath, [SERVER, config.image, config.mountpoint], {
+    argv0: 'vdiskfs',
     cwd: '/',
     detached: true,
     stdio: ['pipe', log, log, 'pipe'],
