@@ -5,8 +5,17 @@
  */
 
 import { createHash, randomBytes } from 'node:crypto'
-import { linkSync, lstatSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
-import { userInfo } from 'node:os'
+import {
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import { fromSystem, VdiskError } from '../util/errors.js'
 import { isOurType, mountAt, mounts } from './mounts.js'
@@ -54,9 +63,8 @@ export type MountState = 'starting' | 'mounted' | 'closing' | 'dead' | 'failed' 
 
 /** The folder of the registry of this user; made where it is missing. @throws ACCESS where it is somebody else's. */
 export function registryFolder(): string {
-  const uid = userInfo().uid
-  const runtime = process.env.XDG_RUNTIME_DIR
-  const folder = uid === 0 ? '/run/vdiskfs' : runtime ? join(runtime, 'vdiskfs') : `/tmp/vdiskfs-${uid}`
+  const uid = process.getuid!()
+  const folder = uid === 0 ? '/run/vdiskfs' : (runtimeFolder(uid) ?? `/tmp/vdiskfs-${uid}`)
   try {
     mkdirSync(folder, { mode: 0o700 })
   } catch (error) {
@@ -66,6 +74,13 @@ export function registryFolder(): string {
   if (!stat.isDirectory() || stat.uid !== uid || (stat.mode & 0o022) !== 0)
     throw new VdiskError('ACCESS', `${folder} is not a folder that only you (uid ${uid}) can write to: remove it`)
   return folder
+}
+
+/** Below $XDG_RUNTIME_DIR, where that is there and this user's: after su it is another one's. */
+function runtimeFolder(uid: number): string | undefined {
+  const runtime = process.env.XDG_RUNTIME_DIR
+  if (!runtime) return undefined
+  return statSync(runtime, { throwIfNoEntry: false })?.uid === uid ? join(runtime, 'vdiskfs') : undefined
 }
 
 /** The file of a mount point's entry. */

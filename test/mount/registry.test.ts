@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { existsSync, mkdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chownSync, existsSync, mkdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { isWithin, mountAt, parseMountinfo, resolveMountpoint } from '../../lib/mount/mounts.js'
@@ -19,6 +19,7 @@ import {
   stateOf,
   update,
 } from '../../lib/mount/registry.js'
+import { vdiskfs } from '../support/run.js'
 import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
 
 function entryFor(t: TestCase, mountpoint: string, changes: Partial<RegistryEntry> = {}): RegistryEntry {
@@ -137,4 +138,29 @@ t.test('an entry is replaced whole', async (t) => {
   claim(entry)
   update({ ...entry, phase: 'mounted' })
   t.equal(find(entry.mountpoint)?.phase, 'mounted')
+})
+
+const asRoot = process.getuid!() === 0 ? {} : { skip: 'needs root' }
+
+t.test('an ordinary user has a registry of his own, which nobody else can have made', asRoot, async (t) => {
+  // Nobody's number.
+  const uid = 54_321
+  const runtime = temporaryFolder(t)
+  const list = (XDG_RUNTIME_DIR: string | undefined) => vdiskfs(['list', '--json'], { uid, env: { XDG_RUNTIME_DIR } })
+  chownSync(runtime, uid, uid)
+  t.same(list(runtime), { code: 0, out: '[]\n', err: '' })
+  t.match(statSync(join(runtime, 'vdiskfs')), { uid })
+
+  const common = `/tmp/vdiskfs-${uid}`
+  atEnd(t, () => rmSync(common, { recursive: true, force: true }))
+  t.equal(list('/root').code, 0, 'somebody else’s folder is not used')
+  t.match(statSync(common), { uid })
+  rmSync(common, { recursive: true })
+  mkdirSync(common)
+  const refused = list(undefined)
+  t.equal(refused.code, 1)
+  t.match(refused.err, /^vdiskfs: \/tmp\/vdiskfs-54321 is not a folder that only you/)
+  rmSync(common, { recursive: true })
+  symlinkSync(runtime, common)
+  t.equal(list(undefined).code, 1, 'a link to a folder of mine is not one that I made')
 })
