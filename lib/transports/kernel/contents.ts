@@ -25,7 +25,7 @@ import {
   WriteOut,
 } from './protocol.js'
 import type { Session } from './session.js'
-import { SYNC_ANSWERED } from './syncs.js'
+import { NOT_PARKED, SYNC_ANSWERED } from './syncs.js'
 
 const { EINTR, EINVAL, EISDIR, ENOENT, ENOSPC, ENXIO, EOPNOTSUPP, EROFS } = constants.errno
 
@@ -63,11 +63,14 @@ function write(session: Session, length: number): number {
   return WriteOut.SIZE
 }
 
-/** FSYNC, FLUSH, SYNCFS: everything that was written is durable when this is answered. */
-function sync(session: Session): number {
-  const { tree, request, syncs } = session
+/**
+ * FSYNC, FLUSH, SYNCFS: everything that was written is durable when this is answered, unless a signal interrupts its
+ * caller, a deadly one or another. fsync(2) says so then; close(2) promises nothing, and programs do not expect it to
+ * fail, so it succeeds, and the commit comes with the next one.
+ */
+function sync({ tree, request, syncs, flush, answer }: Session, interrupted: number): number {
   if (!tree.unflushed && !syncs.committing) return DONE
-  const errno = syncs.sync(request.uniqueFirst, request.uniqueSecond, session.flush, session.answer)
+  const errno = syncs.sync(request.uniqueFirst, request.uniqueSecond, interrupted, flush, answer)
   return errno === SYNC_ANSWERED ? NO_REPLY : -errno
 }
 
@@ -120,14 +123,15 @@ function lseek(session: Session): number {
 }
 
 /**
- * The kernel waits for the interrupted request, not for this one: what this returns is that one's answer. Only a
- * parked fsync can be interrupted; what a worker has in hand takes no longer than the disk does.
+ * The kernel waits for the interrupted request, not for this one, which is never answered. Only a parked fsync can be
+ * interrupted; what a worker has in hand takes no longer than the disk does.
  */
 function interrupt(session: Session): number {
   const { request, syncs, answer } = session
   const first = request.u32(InterruptIn.unique)
   const second = request.u32(InterruptIn.unique + 4)
-  if (syncs.cancel(first, second)) answer(first, second, EINTR)
+  const errno = syncs.cancel(first, second)
+  if (errno !== NOT_PARKED) answer(first, second, errno)
   return NO_REPLY
 }
 
@@ -139,10 +143,10 @@ export const CONTENT_OPERATIONS: OperationTable = [
   [Opcode.READ, { name: 'READ', size: ReadIn.SIZE, run: read }],
   [Opcode.WRITE, { name: 'WRITE', size: WriteIn.SIZE, run: write }],
   [Opcode.RELEASE, { name: 'RELEASE', size: ReleaseIn.SIZE, run: () => DONE }],
-  [Opcode.FLUSH, { name: 'FLUSH', size: FlushIn.SIZE, run: sync }],
-  [Opcode.FSYNC, { name: 'FSYNC', size: FsyncIn.SIZE, run: sync }],
-  [Opcode.FSYNCDIR, { name: 'FSYNCDIR', size: FsyncIn.SIZE, run: sync }],
-  [Opcode.SYNCFS, { name: 'SYNCFS', size: IN_HEADER_SIZE, run: sync }],
+  [Opcode.FLUSH, { name: 'FLUSH', size: FlushIn.SIZE, run: (session) => sync(session, 0) }],
+  [Opcode.FSYNC, { name: 'FSYNC', size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) }],
+  [Opcode.FSYNCDIR, { name: 'FSYNCDIR', size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) }],
+  [Opcode.SYNCFS, { name: 'SYNCFS', size: IN_HEADER_SIZE, run: (session) => sync(session, EINTR) }],
   [Opcode.FALLOCATE, { name: 'FALLOCATE', size: FallocateIn.SIZE, run: fallocate }],
   [Opcode.LSEEK, { name: 'LSEEK', size: LseekIn.SIZE, run: lseek }],
   [Opcode.INTERRUPT, { name: 'INTERRUPT', size: InterruptIn.SIZE, silent: true, run: interrupt }],

@@ -7,23 +7,26 @@
  * the next one only. Therefore a commit takes what is parked before it begins.
  */
 
-/** Slots of the shared record, in 32-bit words. The uniques follow: those parked, then those of the running commit. */
+/** The shared record, in 32-bit words. The fsyncs follow: those parked, then those of the running commit. */
 const LOCK = 0
 const COMMITTER = 1
 const PARKED = 2
 const TAKEN = 3
-const UNIQUES = 4
-const WORDS_PER_UNIQUE = 2
+const ENTRIES = 4
+/** Of an fsync: the two words of its unique, and the errno that it is answered with where its caller gives it up. */
+const WORDS_PER_ENTRY = 3
 
 const FREE = 0
+const LOCK_SLEEP_MS = 1
 /** Lock and committer are thread + 1, so that thread 0, the main thread, can hold them too. */
 const owner = (thread: number): number => thread + 1
 
 /** Called for each fsync that is done: the unique's words and an errno, 0 where it succeeded. */
 export type Answer = (first: number, second: number, errno: number) => void
 
-/** What became of an fsync that was handed to `sync`. */
+/** What `sync` returns for an fsync that was answered already, or will be. */
 export const SYNC_ANSWERED = -1
+export const NOT_PARKED = -1
 
 /** One view per thread of the shared record. */
 export class Syncs {
@@ -32,12 +35,12 @@ export class Syncs {
   readonly #thread: number
 
   static allocate(capacity = 1024): SharedArrayBuffer {
-    return new SharedArrayBuffer((UNIQUES + 2 * WORDS_PER_UNIQUE * capacity) * Int32Array.BYTES_PER_ELEMENT)
+    return new SharedArrayBuffer((ENTRIES + 2 * WORDS_PER_ENTRY * capacity) * Int32Array.BYTES_PER_ELEMENT)
   }
 
   constructor(shared: SharedArrayBuffer, thread: number) {
     this.#words = new Int32Array(shared)
-    this.#capacity = (this.#words.length - UNIQUES) / (2 * WORDS_PER_UNIQUE)
+    this.#capacity = (this.#words.length - ENTRIES) / (2 * WORDS_PER_ENTRY)
     this.#thread = thread
   }
 
@@ -48,11 +51,12 @@ export class Syncs {
 
   /**
    * Handles one fsync: commits by calling `flush` (which returns an errno or 0), as often as fsyncs are parked
-   * meanwhile, and answers those; or, where another thread is committing, parks it.
+   * meanwhile, and answers those; or, where another thread is committing, parks it;
+   * `interrupted` is what `cancel` is to return for it then.
    * @returns the errno with which the caller has to answer this fsync, or SYNC_ANSWERED: it was, or will be.
    */
-  sync(first: number, second: number, flush: () => number, answer: Answer): number {
-    if (!this.#enter(first, second)) return SYNC_ANSWERED
+  sync(first: number, second: number, interrupted: number, flush: () => number, answer: Answer): number {
+    if (!this.#enter(first, second, interrupted)) return SYNC_ANSWERED
     // Somebody else commits and there is no room to wait: share its work, but take nobody else's fsync.
     if (Atomics.load(this.#words, COMMITTER) !== owner(this.#thread)) return flush()
     const errno = this.#round(flush, answer)
@@ -63,19 +67,21 @@ export class Syncs {
     return SYNC_ANSWERED
   }
 
-  /** Takes back a parked fsync that its caller no longer waits for. @returns false where it is not parked. */
-  cancel(first: number, second: number): boolean {
+  /** Takes back a parked fsync that its caller gives up. @returns the errno to answer it with, NOT_PARKED where it is not here. */
+  cancel(first: number, second: number): number {
     this.#acquire()
     const words = this.#words
     const count = words[PARKED]!
     const index = this.#find(first, second, count)
+    let errno = NOT_PARKED
     if (index >= 0) {
-      const from = UNIQUES + (index + 1) * WORDS_PER_UNIQUE
-      words.copyWithin(from - WORDS_PER_UNIQUE, from, UNIQUES + count * WORDS_PER_UNIQUE)
+      const from = ENTRIES + (index + 1) * WORDS_PER_ENTRY
+      errno = words[from - 1]!
+      words.copyWithin(from - WORDS_PER_ENTRY, from, ENTRIES + count * WORDS_PER_ENTRY)
       words[PARKED] = count - 1
     }
     this.#release()
-    return index >= 0
+    return errno
   }
 
   /**
@@ -99,15 +105,16 @@ export class Syncs {
   }
 
   /** Becomes the committer, or parks. @returns false where it was parked. */
-  #enter(first: number, second: number): boolean {
+  #enter(first: number, second: number, interrupted: number): boolean {
     this.#acquire()
     const words = this.#words
     let parked = false
     if (words[COMMITTER] === FREE) Atomics.store(words, COMMITTER, owner(this.#thread))
     else if (words[PARKED]! < this.#capacity) {
-      const at = UNIQUES + words[PARKED]!++ * WORDS_PER_UNIQUE
+      const at = ENTRIES + words[PARKED]!++ * WORDS_PER_ENTRY
       words[at] = first
       words[at + 1] = second
+      words[at + 2] = interrupted
       parked = true
     }
     this.#release()
@@ -119,8 +126,8 @@ export class Syncs {
     this.#acquire()
     const words = this.#words
     const count = words[PARKED]!
-    const to = UNIQUES + this.#capacity * WORDS_PER_UNIQUE
-    words.copyWithin(to, UNIQUES, UNIQUES + count * WORDS_PER_UNIQUE)
+    const to = ENTRIES + this.#capacity * WORDS_PER_ENTRY
+    words.copyWithin(to, ENTRIES, ENTRIES + count * WORDS_PER_ENTRY)
     words[TAKEN] = count
     words[PARKED] = 0
     this.#release()
@@ -143,13 +150,13 @@ export class Syncs {
   }
 
   #unique(index: number): [first: number, second: number] {
-    const at = UNIQUES + index * WORDS_PER_UNIQUE
+    const at = ENTRIES + index * WORDS_PER_ENTRY
     return [this.#words[at]!, this.#words[at + 1]!]
   }
 
   #find(first: number, second: number, count: number): number {
     for (let i = 0; i < count; i++) {
-      const at = UNIQUES + i * WORDS_PER_UNIQUE
+      const at = ENTRIES + i * WORDS_PER_ENTRY
       if (this.#words[at] === (first | 0) && this.#words[at + 1] === (second | 0)) return i
     }
     return -1
@@ -169,5 +176,3 @@ export class Syncs {
     Atomics.notify(this.#words, LOCK, 1)
   }
 }
-
-const LOCK_SLEEP_MS = 1
