@@ -36,8 +36,11 @@ export interface PoolOptions {
 const DEFAULT_INITIAL = 2
 const DEFAULT_MAX = 16
 const SAMPLE_INTERVAL_MS = 50
-/** In as many samples in a row all workers must have been waiting before one more is started. */
-const SAMPLES_OF_PRESSURE = 2
+/** How many more samples must have been for another worker than against it. */
+const SAMPLES_OF_PRESSURE = 3
+/** A worker looks idle between two requests too, so all of them are taken for busy when these parts of them are. */
+const BUSY_PART = 3 / 4
+const SLEEPING_PART = 1 / 2
 /** After as many workers in a row that ended before they served anything no more are started. */
 const MAX_FAILED_STARTS = 3
 
@@ -153,44 +156,51 @@ export class WorkerPool {
     if (!this.#unmounted && this.#failedStarts < MAX_FAILED_STARTS) this.#startWorker(thread).catch(() => {})
   }
 
-  /** Starts one more worker where all were busy, sample after sample, in a way that another one helps with. */
+  /** Starts half as many workers again where more would help, sample after sample. */
   #sample(): void {
-    if (this.#unmounted || this.#running.size >= this.#max) return
-    this.#pressure = this.#needsMore() ? this.#pressure + 1 : 0
+    const room = this.#max - this.#running.size
+    if (this.#unmounted || room <= 0 || this.#failedStarts >= MAX_FAILED_STARTS) return
+    this.#pressure = Math.max(0, this.#pressure + (this.#needsMore() ? 1 : -1))
     if (this.#pressure < SAMPLES_OF_PRESSURE) return
     this.#pressure = 0
-    for (let thread = 1; thread <= this.#max; thread++) {
+    let starts = Math.min(room, Math.ceil(this.#running.size / 2))
+    for (let thread = 1; thread <= this.#max && starts > 0; thread++) {
       if (this.#running.has(thread)) continue
       this.#startWorker(thread).catch(() => {})
-      return
+      starts--
     }
   }
 
   /**
-   * True where every worker is in the middle of a request and either sleeps in it (the disk makes it wait, so that
-   * another worker could have another request under way) or has a core to itself with cores left over.
+   * True where the workers are busy, and either sleep in their requests (the disk makes them wait, and could have more
+   * requests under way) or leave cores idle. Two that read from the page cache keep two cores busy, and stay alone.
    */
   #needsMore(): boolean {
     const workers = [...this.#running.values()]
-    if (!workers.every(({ slot }) => slot.state === WorkerState.BUSY)) return false
-    const coresLeft = workers.length * 2 < availableParallelism()
-    return coresLeft || workers.every(({ slot }) => sleepsInRequest(slot))
+    const busy = workers.filter(({ slot }) => slot.state === WorkerState.BUSY)
+    if (busy.length < workers.length * BUSY_PART) return false
+    if (workers.length * 2 < availableParallelism()) return true
+    return busy.filter(({ slot }) => sleepsInRequest(slot)).length >= workers.length * SLEEPING_PART
   }
 }
 
-/** True where a worker sleeps, and did not take another request while we looked. */
+/**
+ * True where a worker sleeps in a request. Waiting for one is a sleep that signals end (S); waiting for a disk is none
+ * (D). For a lock, or a file system that is slower than we look, it may be an S, but then the request is still the same.
+ */
 function sleepsInRequest(slot: WorkerSlot): boolean {
   const { served } = slot
-  return isSleeping(slot.systemThread) && slot.state === WorkerState.BUSY && slot.served === served
+  const state = threadState(slot.systemThread)
+  return state === 'D' || (state === 'S' && slot.state === WorkerState.BUSY && slot.served === served)
 }
 
-/** True where a thread of this process neither runs nor waits for a core. */
-function isSleeping(systemThread: number): boolean {
+/** The state of a thread of this process, as in ps(1); undefined where it is not known. */
+function threadState(systemThread: number): string | undefined {
   try {
     const stat = readFileSync(`/proc/self/task/${systemThread}/stat`, 'latin1')
     // `pid (name) state …`, and the name may hold anything.
-    return stat[stat.lastIndexOf(')') + 2] !== 'R'
+    return stat[stat.lastIndexOf(')') + 2]
   } catch {
-    return false
+    return undefined
   }
 }
