@@ -30,6 +30,9 @@ import { type TestCase, temporaryFolder } from '../support/temp.js'
 
 const MiB = 1 << 20
 
+// Many programs are started here, one after the other, and some of them wait for two seconds.
+t.setTimeout(120_000)
+
 function rawImage(t: TestCase): string {
   const path = join(temporaryFolder(t), 'disk.img')
   writeFileSync(path, '')

@@ -10,6 +10,9 @@ import { must, run, vdiskfsMust } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
 const MiB = 1 << 20
+
+// Many programs are started here, one after the other, and some of them wait for two seconds.
+t.setTimeout(120_000)
 /** qemu-img's names, where they are others. */
 const QEMU: Readonly<Record<string, string>> = { vhd: 'vpc' }
 

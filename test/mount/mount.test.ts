@@ -20,11 +20,23 @@ import {
 import { join } from 'node:path'
 import t from 'tap'
 import { registryFolder } from '../../lib/mount/registry.js'
-import { isMounted, listed, listedAt, mountImage, mountpointFor, needsMounts, tryMount } from '../support/mounts.js'
+import {
+  guard,
+  isMounted,
+  listed,
+  listedAt,
+  mountImage,
+  mountpointFor,
+  needsMounts,
+  tryMount,
+} from '../support/mounts.js'
 import { must, run, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
 const MiB = 1 << 20
+
+// Many programs are started here, one after the other, and some of them wait for two seconds.
+t.setTimeout(120_000)
 
 /** A raw image of 16 MiB with some data at 1 MiB. */
 function rawImage(t: TestCase, name = 'disk.img'): string {
@@ -176,6 +188,7 @@ t.test('a mount must not hide its own image', needsMounts, async (t) => {
   const folder = join(image, '..')
   mkdirSync(join(folder, 'below'))
   symlinkSync(folder, join(folder, 'below', 'link'))
+  for (const mountpoint of [folder, join(folder, 'below')]) guard(t, mountpoint)
   for (const mountpoint of [folder, join(folder, 'below', 'link')]) {
     const { code, err } = vdiskfs(['mount', '--format=raw', image, mountpoint])
     t.not(code, 0)
@@ -189,6 +202,7 @@ t.test('names with blanks, commas, quotes, newlines and more', needsMounts, asyn
   const image = rawImage(t, 'a, b=c "d" \\e\nf ü %s.img')
   const mountpoint = join(mountpointFor(t), 'm, n\\o ü')
   mkdirSync(mountpoint)
+  guard(t, mountpoint)
   vdiskfsMust(['mount', '--format=raw', image, mountpoint])
   t.equal(statSync(join(mountpoint, 'disk.raw')).size, 16 * MiB)
   t.match(listedAt(mountpoint), { image, mountpoint, state: 'mounted' })

@@ -62,8 +62,13 @@ export interface TestMount {
 /** A folder to mount at. Whatever is mounted there when the test ends is taken away, and its server ended. */
 export function mountpointFor(t: TestCase): string {
   const mountpoint = mkdtempSync(join(temporaryFolder(t), 'mnt-'))
-  atEnd(t, () => clear(mountpoint))
+  guard(t, mountpoint)
   return mountpoint
+}
+
+/** Makes sure that nothing is mounted at a folder of the test's own choice when it ends. */
+export function guard(t: TestCase, mountpoint: string): void {
+  atEnd(t, () => clear(mountpoint))
 }
 
 /** Mounts an image; the mount ends with the test at the latest. @throws where that fails */
