@@ -13,7 +13,6 @@ import {
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { isAlive, startTime } from '../../lib/mount/processes.js'
-import { registryFolder } from '../../lib/mount/registry.js'
 import { mount as mountDirectly } from '../../lib/native/mount.js'
 import {
   attachLoop,
@@ -221,14 +220,6 @@ t.test('a dead mount of somebody else is left alone', needsMounts, async (t) => 
   t.equal(code, 1)
   t.match(err, /dead mount of type fuse\.other: end it first with umount/)
   t.ok(isMounted(mountpoint))
-})
-
-t.test('nothing is left in the registry', needsMounts, async (t) => {
-  vdiskfsMust(['list'])
-  t.same(
-    readdirSync(registryFolder()).filter((name) => name.endsWith('.new')),
-    [],
-  )
 })
 
 t.test('a file system inside: the loop device of a mounted one counts as a holder', needsMounts, async (t) => {
