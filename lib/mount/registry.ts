@@ -173,13 +173,24 @@ export function entries(): { entry: RegistryEntry; state: MountState }[] {
   const folder = registryFolder()
   const table = mounts()
   const found: { entry: RegistryEntry; state: MountState }[] = []
-  for (const name of readdirSync(folder)) {
-    if (!name.endsWith('.json')) continue
+  const names = readdirSync(folder)
+  for (const name of names.filter((n) => n.endsWith('.json'))) {
     const path = join(folder, name)
     const entry = readEntry(path)
     const state = entry ? stateOf(entry, table) : 'gone'
     if (entry && state !== 'gone') found.push({ entry, state })
     else removeFile(path, entry)
   }
+  const logs = found.map(({ entry }) => entry.log)
+  for (const path of names.filter((n) => !n.endsWith('.json')).map((n) => join(folder, n)))
+    if (!logs.includes(path) && isOld(path)) rmSync(path, { force: true })
   return found.sort((a, b) => (a.entry.mountpoint < b.entry.mountpoint ? -1 : 1))
+}
+
+/** What has no entry after so long belongs to a `mount` that was killed before there was one. */
+const ORPHAN_AGE = 3_600_000
+
+function isOld(path: string): boolean {
+  const stat = statSync(path, { throwIfNoEntry: false })
+  return stat !== undefined && Date.now() - stat.mtimeMs > ORPHAN_AGE
 }

@@ -1,15 +1,6 @@
 /** How a mount ends: umount by us and by others, busy, signals, the foreground, a killed server. */
 
-import {
-  closeSync,
-  existsSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  truncateSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { isAlive, startTime } from '../../lib/mount/processes.js'

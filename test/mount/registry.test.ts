@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chownSync, existsSync, mkdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chownSync, existsSync, mkdirSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { isWithin, mountAt, parseMountinfo, resolveMountpoint } from '../../lib/mount/mounts.js'
@@ -119,6 +119,12 @@ t.test('the list heals itself of what killed servers left', async (t) => {
   for (const entry of [gone, failed, starting, closing]) claim(entry)
   const broken = join(registryFolder(), 'broken-by-a-test.json')
   writeFileSync(broken, '{"mountpoint": ')
+  const orphan = newLogPath()
+  writeFileSync(orphan, '')
+  utimesSync(orphan, 1_500_000_000, 1_500_000_000)
+  const young = newLogPath()
+  writeFileSync(young, '')
+  atEnd(t, () => rmSync(young, { force: true }))
   atEnd(t, () => remove(gone))
 
   const states = () =>
@@ -129,7 +135,8 @@ t.test('the list heals itself of what killed servers left', async (t) => {
     )
   t.equal(stateOf(gone), 'gone')
   t.same(states(), { closing: 'closing', failed: 'failed', starting: 'starting' })
-  for (const path of [entryPath(gone.mountpoint), log, broken]) t.notOk(existsSync(path), path)
+  for (const path of [entryPath(gone.mountpoint), log, broken, orphan]) t.notOk(existsSync(path), path)
+  t.ok(existsSync(young), 'a mount may be starting')
   t.ok(existsSync(entryPath(failed.mountpoint)), 'an error stays until somebody has read it')
 })
 
