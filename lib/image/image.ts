@@ -30,13 +30,17 @@ export interface LayerHandle {
   readonly state: readonly number[]
 }
 
-/** All that another thread of this process needs to work on the same open image. Structured-cloneable. */
-export interface ImageHandle {
+/** What an open image is, but for its files. */
+export interface ImageShape {
   readonly readOnly: boolean
-  readonly files: readonly StorageHandle[]
   /** Top first. */
   readonly layers: readonly LayerHandle[]
   readonly shape: SharedShape
+}
+
+/** All that another thread of this process needs to work on the same open image. Structured-cloneable. */
+export interface ImageHandle extends ImageShape {
+  readonly files: readonly StorageHandle[]
 }
 
 export class Image {
@@ -46,7 +50,7 @@ export class Image {
   readonly readOnly: boolean
   /** The top layer's format. */
   readonly format: string
-  readonly #handle: ImageHandle
+  readonly #shape: ImageShape
   readonly #files: readonly FileRef[]
   readonly #drivers: readonly Driver[]
   readonly #top: Driver
@@ -58,9 +62,9 @@ export class Image {
   #scratch: Uint8Array | undefined
   #closed = false
 
-  private constructor(handle: ImageHandle, thread: number, storages: readonly Storage[]) {
+  private constructor(handle: ImageShape, thread: number, storages: readonly Storage[]) {
     const top = handle.layers[0]!
-    this.#handle = handle
+    this.#shape = handle
     this.path = top.path
     this.size = top.size
     this.readOnly = handle.readOnly
@@ -88,7 +92,7 @@ export class Image {
   }
 
   /** The image as the thread that opens it works on it: number 0. Sets up the shared memory, owns the files. */
-  static first(handle: ImageHandle, storages: readonly Storage[]): Image {
+  static first(handle: ImageShape, storages: readonly Storage[]): Image {
     const image = new Image(handle, 0, storages)
     image.#metadata.cache.clear()
     for (const layer of handle.layers) image.#metadata.state(layer.stateStart, layer.state.length).set(layer.state)
@@ -102,12 +106,13 @@ export class Image {
 
   /** For other threads: see `attach`. */
   handle(): ImageHandle {
-    return this.#handle
+    const { readOnly, layers, shape } = this.#shape
+    return { readOnly, layers, shape, files: this.#files.map(({ storage }) => storage.handle()) }
   }
 
   /** Path, format and size of every layer, top first. */
   get layers(): readonly { path: string; format: string; size: number }[] {
-    return this.#handle.layers.map(({ path, format, size }) => ({ path, format, size }))
+    return this.#shape.layers.map(({ path, format, size }) => ({ path, format, size }))
   }
 
   /**

@@ -1,10 +1,12 @@
 /** Opens an image: the layers, the shared memory, and the Image over them. */
 
 import { basename } from 'node:path'
+import { findFormat } from '../formats/registry.js'
 import { makeShared } from '../metadata/shared.js'
+import type { Storage } from '../storage/storage.js'
 import { MiB } from '../util/sizes.js'
-import { type ChainOptions, type Layer, openChain } from './chain.js'
-import { Image, type ImageHandle, type LayerHandle } from './image.js'
+import { type ChainOptions, detectFormat, type Layer, openChain } from './chain.js'
+import { Image, type ImageShape, type LayerHandle } from './image.js'
 
 export const DEFAULT_CACHE_SIZE = 32 * MiB
 
@@ -47,14 +49,32 @@ export function openImage(path: string, options: OpenOptions = {}): Image {
     if (layers[0]!.guessedRaw && !options.readOnly)
       options.warn?.(`${basename(path)}: no format was recognised, so it is taken as raw; say --format raw if it is`)
     const storages = layers.map((layer) => layer.storage)
-    return Image.first(makeHandle(layers, options), storages)
+    return Image.first(makeShape(layers, options), storages)
   } catch (error) {
     for (const layer of layers) layer.storage.close()
     throw error
   }
 }
 
-function makeHandle(layers: readonly Layer[], options: OpenOptions): ImageHandle {
+/**
+ * Opens an image over storages that are open already: the image itself, then its parents, top first. Nothing is locked,
+ * and whether a parent is the right one is not looked at. Closing the image closes the storages.
+ * @throws VdiskError; the storages stay open then.
+ */
+export function openStorages(storages: readonly Storage[], options: OpenOptions = {}): Image {
+  const layers = storages.map((storage, depth): Layer => {
+    const { path } = storage
+    const name = depth === 0 ? options.format : undefined
+    const format = name === undefined ? detectFormat(storage) : findFormat(name)
+    const readOnly = depth > 0 || (options.readOnly ?? false)
+    const warn = (message: string) => options.warn?.(`${path}: ${message}`)
+    const opened = format.open({ storage, path, readOnly, warn })
+    return { path, format, guessedRaw: name === undefined && format.name === 'raw', storage, opened }
+  })
+  return Image.first(makeShape(layers, options), storages)
+}
+
+function makeShape(layers: readonly Layer[], options: OpenOptions): ImageShape {
   let stateNumbers = 0
   const described: LayerHandle[] = layers.map((layer, i) => {
     const stateStart = stateNumbers
@@ -77,7 +97,6 @@ function makeHandle(layers: readonly Layer[], options: OpenOptions): ImageHandle
   })
   return {
     readOnly: options.readOnly ?? false,
-    files: layers.map((layer) => layer.storage.handle()),
     layers: described,
     shape,
   }

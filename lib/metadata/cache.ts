@@ -91,7 +91,7 @@ export class PageCache {
     for (let looks = 0; looks < 3 * this.pages; looks++) {
       const slot = c[Control.CLOCK_HAND]!
       c[Control.CLOCK_HAND] = (slot + 1) & this.#bucketMask
-      if (v.dirty[slot] !== 0 || v.writing[slot] !== 0 || v.fillMask[slot] !== 0) continue
+      if (v.dirty[slot] !== 0 || v.writing[slot] !== 0 || v.fillBusy[slot] !== 0) continue
       if (v.used[slot] !== 0) {
         v.used[slot] = 0
         continue

@@ -70,6 +70,7 @@ export class Committer {
   readonly #writable: readonly number[]
   readonly #writeOut: () => BatchWriter | undefined
   readonly #mutex: Mutex
+  readonly #barrierMutex: Mutex
 
   constructor(
     metadata: Metadata,
@@ -84,10 +85,11 @@ export class Committer {
     this.#writable = writable
     this.#writeOut = writeOut
     this.#mutex = new Mutex(views.control, Control.COMMIT_MUTEX, metadata.thread, metadata.lock)
+    this.#barrierMutex = new Mutex(views.control, Control.BARRIER_MUTEX, metadata.thread, metadata.lock)
   }
 
   heldBy(thread: number): boolean {
-    return this.#mutex.heldBy(thread)
+    return this.#mutex.heldBy(thread) || this.#barrierMutex.heldBy(thread)
   }
 
   /**
@@ -140,7 +142,10 @@ export class Committer {
     metadata.lock.acquireExclusive()
     try {
       metadata.space.seal()
-      if (views.control[Control.DIRTY_SECTORS] === 0) return staged
+      const count = views.control[Control.DIRTY_SECTORS]!
+      if (count === 0) return staged
+      if (count > views.stagedFile.length)
+        throw new VdiskError('INTERNAL', `${count} sectors were changed, more than were reserved`)
       cache.takeDirty((slot, sector, order) =>
         staged.push({ slot, sector, order, file: cache.fileOf(slot), offset: cache.offsetOf(slot) + sector * SECTOR }),
       )
@@ -173,8 +178,19 @@ export class Committer {
   /**
    * Syncs every writable file that was written since its last sync. Where that fails, nothing may be written until the
    * image is opened again: the host may have dropped what it could not write.
+   *
+   * One at a time: that another thread has begun to sync a file does not mean that the file is synced.
    */
   barrier(): void {
+    this.#barrierMutex.acquire()
+    try {
+      this.#syncAll()
+    } finally {
+      this.#barrierMutex.release()
+    }
+  }
+
+  #syncAll(): void {
     const { unsynced, control } = this.#views
     if (control[Control.FAILED] !== 0) throw this.#failed()
     for (const file of this.#writable) {

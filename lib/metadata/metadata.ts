@@ -143,14 +143,16 @@ export class Metadata {
 
   /** Claims a slot for filling; NONE where somebody else has filled it or is filling it (then it has waited). */
   #beginFill(file: FileRef, page: number, start: number, end: number): number {
-    const { valid, fillMask, control, filling } = this.#views
+    const { valid, fillMask, fillBusy, control, filling } = this.#views
     this.lock.acquireExclusive()
     let event: number
     try {
       const slot = this.cache.claim(file.index, page)
       const wanted = sectorMask(page, start, end) & ~valid[slot]!
       if (wanted === 0) return NONE
-      if (fillMask[slot] === 0) {
+      // Busy also where all that the other reads was forgotten meanwhile: what it has read may be out of date.
+      if (fillBusy[slot] === 0) {
+        fillBusy[slot] = 1
         fillMask[slot] = wanted
         filling[this.thread] = 1
         control[Control.MISSES] = control[Control.MISSES]! + 1
@@ -165,12 +167,13 @@ export class Metadata {
   }
 
   #endFill(slot: number, filled: boolean): void {
-    const { data, valid, fillMask, control, filling } = this.#views
+    const { data, valid, fillMask, fillBusy, control, filling } = this.#views
     this.lock.acquireExclusive()
     try {
       // What was made or forgotten meanwhile is out of the mask, or valid.
       const mask = fillMask[slot]! & ~valid[slot]!
       fillMask[slot] = 0
+      fillBusy[slot] = 0
       if (filled) {
         for (let s = 0; s < 8; s++)
           if ((mask >> s) & 1) data.set(this.#scratch.subarray(512 * s, 512 * s + 512), slot * PAGE + 512 * s)
@@ -232,7 +235,7 @@ export class Metadata {
 
   /** To be called after every write to a file of the top layer, before anybody is told that it is done. */
   wrote(file: number): void {
-    if (this.#views.unsynced[file] === 0) Atomics.store(this.#views.unsynced, file, 1)
+    if (Atomics.load(this.#views.unsynced, file) === 0) Atomics.store(this.#views.unsynced, file, 1)
   }
 
   /** True where something that was written may not be durable yet: also while a commit is under way. */

@@ -48,16 +48,20 @@ export class Region {
     let slot = this.#slot
     if (page !== this.#page || !this.#cache.holds(slot, this.#file.index, page)) {
       slot = this.#cache.find(this.#file.index, page)
-      if (slot === NONE) this.#miss(page)
+      if (slot === NONE) this.#miss(page, offset)
       this.#page = page
       this.#slot = slot
     }
     const inPage = offset - page * PAGE
-    if (((this.#cache.valid[slot]! >> (inPage >> 9)) & 1) === 0) this.#miss(page)
+    if (((this.#cache.valid[slot]! >> (inPage >> 9)) & 1) === 0) this.#miss(page, offset)
     return slot * PAGE + inPage
   }
 
-  #miss(page: number): never {
+  #miss(page: number, offset: number): never {
+    const sector = offset - (offset % SECTOR)
+    // Loading would never make it valid.
+    if (sector >= this.#end || sector + SECTOR <= this.#start)
+      throw new VdiskError('INTERNAL', `byte ${offset} is not in the structure from ${this.#start} to ${this.#end}`)
     const miss = this.#metadata.miss
     miss.file = this.#file
     miss.page = page

@@ -41,6 +41,7 @@ export const Control = {
   SPACE_FORGOTTEN: 15,
   MISSES: 16,
   EVICTIONS: 17,
+  BARRIER_MUTEX: 18,
   WORDS: 32,
 } as const
 
@@ -74,7 +75,9 @@ export interface SharedViews {
   /** A byte of the four orders each, a bit a sector. */
   readonly dirty: Int32Array
   readonly valid: Uint8Array
+  /** Sectors that a thread is reading from the file, and 1 while one does: they may all be forgotten meanwhile. */
   readonly fillMask: Uint8Array
+  readonly fillBusy: Uint8Array
   readonly writing: Uint8Array
   readonly used: Uint8Array
   readonly data: Uint8Array
@@ -136,6 +139,7 @@ function carve(shape: Omit<SharedShape, 'buffer'>, c: Carver): SharedViews {
     dirty: c.i32(pages),
     valid: c.u8(pages),
     fillMask: c.u8(pages),
+    fillBusy: c.u8(pages),
     writing: c.u8(pages),
     used: c.u8(pages),
     pendingOffset: c.f64(SPACE_ENTRIES),
