@@ -1,6 +1,6 @@
 // Loaded into every test process behind tap's own hooks: lets the processes that a test starts be as they are without
-// tap. It would otherwise put its loader into each `vdiskfs` and each server, which costs them a third of a second, and
-// makes those of other users fail when they cannot write tap's notes.
+// tap. It would otherwise put its loader into each `vdiskfs` and each server, which doubles the time that they take to
+// start, and makes those of other users fail, who cannot write tap's notes.
 
 /** Where process-on-spawn keeps what it wrapped, so that every child gets tap's loader. */
 globalThis[Symbol.for('process-on-spawn@*:singletonId')]?.unwrap()

@@ -1,0 +1,82 @@
+// The README's first command, as a new user runs it: it ends well, shows what it promises, and leaves nothing behind,
+// also where it is interrupted.
+
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { readdirSync, readFileSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import t from 'tap'
+import { needsMounts } from '../support/mounts.js'
+import { must, run } from '../support/run.js'
+import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
+
+const QUICKSTART = fileURLToPath(new URL('../../../scripts/quickstart', import.meta.url))
+
+t.setTimeout(120_000)
+
+/** Mount points below a folder, the last mounted first. */
+function mountsIn(folder: string): string[] {
+  const points = readFileSync('/proc/self/mountinfo', 'utf8')
+    .split('\n')
+    .map((line) => line.split(' ')[4] ?? '')
+  return points.filter((point) => point.startsWith(`${folder}/`)).reverse()
+}
+
+/** Loop devices on files below a folder. */
+function loopsIn(folder: string): string[] {
+  const lines = must('losetup', ['--list', '--noheadings', '--output', 'NAME,BACK-FILE']).split('\n')
+  return lines.filter((line) => line.includes(`${folder}/`)).map((line) => line.split(' ')[0]!)
+}
+
+const leftIn = (folder: string) => [...readdirSync(folder), ...mountsIn(folder), ...loopsIn(folder)]
+
+/** A folder for its files. What it leaves there is taken away with the test. */
+function workFolder(t: TestCase): string {
+  const folder = temporaryFolder(t)
+  atEnd(t, () => {
+    const loops = loopsIn(folder)
+    for (const point of mountsIn(folder)) run('umount', ['-l', point])
+    for (const loop of loops) run('losetup', ['-d', loop])
+  })
+  return folder
+}
+
+t.test('the sample', needsMounts, async (t) => {
+  const folder = workFolder(t)
+  const { code, out, err } = run(QUICKSTART, [], { env: { TMPDIR: folder } })
+  t.equal(code, 0, err)
+  const sums = out.match(/^[0-9a-f]{64} {2}files\/data$/gm)
+  t.equal(sums?.length, 2, 'the file is read before and after')
+  t.equal(sums![0], sums![1])
+  t.match(out, /^file format: vhd$/m)
+  t.match(out, /^virtual size: 1 GiB/m)
+  const [before, after] = [...out.matchAll(/^(\d+)M\tsample\.vhd$/gm)].map((match) => Number(match[1]))
+  t.ok(before! >= 64, `the image holds the file: ${before} MiB`)
+  t.ok(after! <= before! - 60, `and gives its space back: ${after} MiB`)
+  t.strictSame(leftIn(folder), [])
+})
+
+/** Starts it, ends it by a signal when it has printed `mark`, and returns its exit code. */
+async function interruptedAt(mark: string, folder: string): Promise<number | null> {
+  const child = spawn(QUICKSTART, { env: { ...process.env, TMPDIR: folder }, stdio: ['ignore', 'pipe', 'ignore'] })
+  let out = ''
+  child.stdout!.on('data', (data) => {
+    out += data
+    if (out.includes(mark)) child.kill('SIGTERM')
+  })
+  const [code] = (await once(child, 'close')) as [number | null]
+  return out.includes(mark) ? code : null
+}
+
+for (const mark of ['$ vdiskfs list', '$ mount /dev/loop', '$ fstrim'])
+  t.test(`interrupted at ${mark}`, needsMounts, async (t) => {
+    const folder = workFolder(t)
+    t.equal(await interruptedAt(mark, folder), 143)
+    t.strictSame(leftIn(folder), [])
+  })
+
+t.test('it says how it is used', async (t) => {
+  const { code, err } = run(QUICKSTART, ['one'])
+  t.equal(code, 2)
+  t.equal(err, 'usage: scripts/quickstart [IMAGE MOUNTPOINT]\n')
+})
