@@ -15,10 +15,7 @@ const SPINS = 200
 const NAP_MS = 250
 
 function poisoned(): VdiskError {
-  return new VdiskError(
-    'INTERNAL',
-    'a worker ended inside a change of metadata; the image must be unmounted and checked',
-  )
+  return new VdiskError('INTERNAL', 'a change of metadata ended half way; the image must be unmounted and checked')
 }
 
 /** Sleeps until `words[index]` is no longer `seen`, at most one nap. */

@@ -211,7 +211,9 @@ export class Metadata {
     }
   }
 
+  /** Gives back what was reserved. Never hides the error that ended the change. */
   unreserve(): void {
+    if (this.lock.poisoned) return
     this.lock.acquireExclusive()
     this.#unreserve(this.thread)
     this.lock.releaseExclusive()
