@@ -12,6 +12,7 @@ import type { SharedShape } from '../metadata/shared.js'
 import { attachStorage } from '../storage/attach.js'
 import type { Storage, StorageHandle } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
+import { Pieces } from '../util/pieces.js'
 import { type MapEntry, mapOne, seekExtent } from './map.js'
 
 /** Bytes that copy-on-write moves at a time. */
@@ -141,6 +142,29 @@ export class Image {
       } else if (e.kind === Kind.ZERO) buffer.fill(0, at + done, at + done + n)
       else this.#drivers[this.#depth]!.decode!(e, offset + done, buffer, at + done, n)
       done += n
+    }
+  }
+
+  /**
+   * Finds where in host files the bytes of a range are, and calls `use` while they cannot be put to another use there.
+   * @returns what `use` returned; false where the bytes are not all simply in files, or in too many pieces.
+   */
+  lend(length: number, offset: number, pieces: Pieces, use: () => boolean): boolean {
+    this.#check(length, offset)
+    const { epochs } = this.#metadata
+    epochs.enter()
+    try {
+      pieces.count = 0
+      for (let done = 0; done < length; ) {
+        const e = this.#locate(offset + done, length - done)
+        const descriptor = e.kind === Kind.DATA ? this.#files[e.file]!.storage.descriptor : undefined
+        if (descriptor === undefined || pieces.count === Pieces.MOST) return false
+        pieces.add(descriptor, e.offset, e.length)
+        done += e.length
+      }
+      return use()
+    } finally {
+      epochs.leave()
     }
   }
 

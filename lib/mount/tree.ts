@@ -13,6 +13,7 @@ import {
   type Statistics,
 } from '../transports/transport.js'
 import { VdiskError } from '../util/errors.js'
+import type { Pieces } from '../util/pieces.js'
 
 export const DISK_NAME = 'disk.raw'
 const DISK_INODE = 2
@@ -29,7 +30,7 @@ const WRITE_BITS = 0o222
 /** The image as the tree uses it. */
 export type TreeImage = Pick<
   Image,
-  'path' | 'size' | 'readOnly' | 'read' | 'write' | 'zero' | 'seek' | 'flush' | 'unflushed' | 'allocated'
+  'path' | 'size' | 'readOnly' | 'read' | 'lend' | 'write' | 'zero' | 'seek' | 'flush' | 'unflushed' | 'allocated'
 >
 
 /** What all threads show alike; plain data and shared memory. */
@@ -138,6 +139,11 @@ export class ImageTree implements FileTree {
     if (count <= 0) return 0
     this.#image.read(buffer, at, count, window.start + offset)
     return count
+  }
+
+  lend(inode: number, length: number, offset: number, pieces: Pieces, use: () => boolean): boolean {
+    const window = this.#window(inode)
+    return offset + length <= window.length && this.#image.lend(length, window.start + offset, pieces, use)
   }
 
   write(inode: number, buffer: Uint8Array, at: number, length: number, offset: number): number {

@@ -48,6 +48,10 @@ export class FileStorage implements Storage {
     this.#device = fstatSync(fd).isBlockDevice()
   }
 
+  get descriptor(): number {
+    return this.#fd
+  }
+
   read(buffer: Uint8Array, at: number, length: number, offset: number): number {
     let done = 0
     while (done < length) {

@@ -95,7 +95,7 @@ function takeByte(fd: number, byte: number): boolean {
 }
 
 function inUse(fd: number, path: string, byte: number): VdiskError {
-  const how = byte === USED_BASE + WRITE || byte === USED_BASE + RESIZE ? 'being written' : 'in use'
+  const how = byte === USED_BASE + WRITE || byte === USED_BASE + RESIZE ? 'in use: it is being written' : 'in use'
   const holder = lockHolder(fd, path, byte)
   const who = holder === undefined ? 'by another program' : `by ${holder}`
   return new VdiskError('IN_USE', `${path} is ${how} ${who}`, { path })

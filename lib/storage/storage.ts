@@ -17,6 +17,8 @@ export interface Storage {
   /** The path as messages show it. */
   readonly path: string
   readonly readOnly: boolean
+  /** The file's descriptor, where there is one and its bytes are what `read` gives: for copying inside the kernel. */
+  readonly descriptor?: number
 
   /**
    * Reads `length` bytes at `offset` into `buffer` from index `at` on. Repeats short reads and EINTR.

@@ -3,6 +3,8 @@
  * fuse-native transports speak their protocols and call this, so that both show exactly the same.
  */
 
+import type { Pieces } from '../util/pieces.js'
+
 /** The root's inode number, fixed by the FUSE protocol. */
 export const ROOT_INODE = 1
 
@@ -55,6 +57,12 @@ export interface FileTree {
   statistics(): Statistics
   /** Reads into `buffer` from index `at` on; returns the bytes read, fewer than `length` only at the file's end. */
   read(inode: number, buffer: Uint8Array, at: number, length: number, offset: number): number
+  /**
+   * Says where in host files the bytes of a range are, which lies in the file, and calls `use` while they stay there.
+   * @returns false where they are not simply in files (or not any more when `use` looked, and it returned false):
+   * nothing was done then, and `read` must be called.
+   */
+  lend?(inode: number, length: number, offset: number, pieces: Pieces, use: () => boolean): boolean
   /** Writes; returns the bytes taken: fewer than `length` only at the file's end. Throws RANGE where `offset` is there. */
   write(inode: number, buffer: Uint8Array, at: number, length: number, offset: number): number
   /** Makes a range read as zeros; with `unmap` its space is given back where that is possible. Clipped to the file. */

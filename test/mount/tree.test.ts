@@ -23,6 +23,7 @@ function memoryImage({ readOnly = false, allocated = 4096 } = {}): TreeImage & {
       inside(length, offset)
       buffer.set(bytes.subarray(offset, offset + length), at)
     },
+    lend: () => false,
     write(buffer, at, length, offset) {
       inside(length, offset)
       bytes.set(buffer.subarray(at, at + length), offset)

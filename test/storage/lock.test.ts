@@ -64,7 +64,7 @@ for (const format of ['raw', 'qcow2'] as const) {
     for (const write of [true, false]) {
       t.throws(() => lock(t, path, write), {
         code: 'IN_USE',
-        message: `${path} is being written by qemu-io (pid ${qemu.pid})`,
+        message: `${path} is in use: it is being written by qemu-io (pid ${qemu.pid})`,
       })
     }
     await qemu.end()
@@ -112,7 +112,7 @@ t.test('qemu-nbd and qemu-storage-daemon', async (t) => {
   )
   // It says nothing when it is ready: its socket is there then.
   const nbd = await holder(t, () => existsSync(socket), 'qemu-nbd', '-f', 'raw', '-t', '-k', socket, path)
-  const message = `${path} is being written by qemu-nbd (pid ${nbd.pid})`
+  const message = `${path} is in use: it is being written by qemu-nbd (pid ${nbd.pid})`
   t.throws(() => lock(t, path, true), { code: 'IN_USE', message })
   await nbd.end()
   const daemon = await holder(
@@ -125,7 +125,7 @@ t.test('qemu-nbd and qemu-storage-daemon', async (t) => {
   )
   t.throws(() => lock(t, path, false), {
     code: 'IN_USE',
-    message: `${path} is being written by qemu-storage-daemon (pid ${daemon.pid})`,
+    message: `${path} is in use: it is being written by qemu-storage-daemon (pid ${daemon.pid})`,
   })
 })
 
@@ -158,7 +158,7 @@ t.test('two of us, in one process and in two', async (t) => {
   const other = await holder(t, /locked/, process.execPath, script)
   t.throws(() => lock(t, path, true), {
     code: 'IN_USE',
-    message: `${path} is being written by vdiskfs.mjs (pid ${other.pid})`,
+    message: `${path} is in use: it is being written by vdiskfs.mjs (pid ${other.pid})`,
   })
 })
 

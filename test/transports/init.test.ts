@@ -28,9 +28,9 @@ const replyWith = (minor: string, flags: string, flags2: string) =>
     07000000 ${minor}                  | 7.x
     00000200 ${flags}                  | max_readahead, flags
     4000 3000                          | max_background 64, congestion_threshold 48
-    00001000                           | max_write 1 MiB
+    00000800                           | max_write 512 KiB
     40420f00                           | time_gran: a millisecond
-    0001 0000                          | max_pages 256, map_alignment
+    8000 0000                          | max_pages 128, map_alignment
     ${flags2}                          | flags2
     ${'00'.repeat(28)}                 | max_stack_depth and what follows
   `)
@@ -39,7 +39,7 @@ t.test('what is asked for, of what is offered', async (t) => {
   // Bits 0 ASYNC_READ, 5 BIG_WRITES, 15 ASYNC_DIO, 18 PARALLEL_DIROPS, 22 MAX_PAGES, 30 INIT_EXT; 36 DIRECT_IO_ALLOW_MMAP
   const { negotiated, reply } = agree(INIT)
   t.equal(reply, replyWith('2d000000', '21804440', '10000000'))
-  t.match(negotiated, { minor: 45, flags: 0x40448021, flags2: 0x10, maxTransfer: 1048576, writeback: false })
+  t.match(negotiated, { minor: 45, flags: 0x40448021, flags2: 0x10, maxTransfer: 524288, writeback: false })
   const writeback = agree(INIT, { writeback: true })
   t.equal(writeback.reply, replyWith('2d000000', '21804540', '10000000'), 'and bit 16, WRITEBACK_CACHE')
   t.equal(writeback.negotiated.writeback, true)

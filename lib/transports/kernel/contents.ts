@@ -48,6 +48,7 @@ function read(session: Session): number {
   const offset = request.u64(ReadIn.offset)
   const size = request.u32(ReadIn.size)
   if (size > session.negotiated.maxTransfer || !isRange(offset, size)) return -EINVAL
+  if (session.splice(session.node, size, offset)) return NO_REPLY
   return session.tree.read(session.node, session.reply.bytes, OUT_HEADER_SIZE, size, offset)
 }
 

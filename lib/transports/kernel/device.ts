@@ -13,6 +13,7 @@ import type { CachePolicy } from './opens.js'
 import { OUT_HEADER_SIZE } from './protocol.js'
 import { Session, type SharedState } from './session.js'
 import { WorkerSlot } from './slots.js'
+import { Splicer } from './splicer.js'
 import type { Answer } from './syncs.js'
 
 const trace = debug('vdiskfs:transport')
@@ -41,7 +42,8 @@ export const SERVING = 'serving'
  */
 export function serve(context: WorkerContext, tree: FileTree): void {
   const { fd, thread, negotiated, shared, cachePolicy } = context
-  const session = new Session({ tree, negotiated, shared, thread, answer: answerOn(fd), cachePolicy })
+  const splicer = Splicer.make(fd)
+  const session = new Session({ tree, negotiated, shared, thread, answer: answerOn(fd), cachePolicy, splicer })
   const { request, reply } = session
   const slot = new WorkerSlot(context.slots, thread)
   // A worker's stderr goes through its event loop, which does not turn again before the end.
@@ -56,6 +58,7 @@ export function serve(context: WorkerContext, tree: FileTree): void {
     if (answer > 0 && !send(fd, reply.bytes, answer)) send(fd, reply.bytes, session.fail(constants.errno.EIO))
     slot.release()
   }
+  splicer?.close()
   slot.end()
 }
 

@@ -214,8 +214,12 @@ export const S_IFDIR = 0o040000
 export const S_IFREG = 0o100000
 export const modeToDirentType = (mode: number): number => mode >> 12
 
-/** The most that one READ or WRITE carries: the kernel's limit of pages a request, in pages of 4 KiB. */
-export const MAX_PAGES = 256
+/**
+ * The most that one READ or WRITE carries, in pages of 4 KiB. The kernel allows twice as much. With half of it, a program
+ * that reads or writes 1 MiB at a time keeps two workers busy at once, and a reply fits into the largest pipe that a
+ * user may have.
+ */
+export const MAX_PAGES = 128
 export const MAX_TRANSFER = MAX_PAGES * 4096
 /** What the kernel wants to have room for beside the data of a WRITE; a buffer without it gets EINVAL. */
 export const REQUEST_HEADROOM = 8192

@@ -15,6 +15,7 @@ import { NODE_OPERATIONS } from './nodes.js'
 import { type CachePolicy, RecentOpens } from './opens.js'
 import { NO_REPLY, type Operation } from './operation.js'
 import { IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE } from './protocol.js'
+import { SPLICE_LEAST, type Splicer } from './splicer.js'
 import { type Answer, Syncs } from './syncs.js'
 
 const trace = debug('vdiskfs:fuse')
@@ -38,6 +39,8 @@ export interface SessionOptions {
   /** Gives the reply of another request than the one in hand: of an fsync that was parked. Must not throw. */
   readonly answer: Answer
   readonly cachePolicy?: CachePolicy | undefined
+  /** Sends large READs without copying them; without it they are copied. */
+  readonly splicer?: Splicer | undefined
 }
 
 const OPERATIONS: (Operation | undefined)[] = []
@@ -55,14 +58,23 @@ export class Session {
   readonly cachePolicy: CachePolicy
   /** `tree.flush` as an errno, made once. */
   readonly flush: () => number
+  readonly #splicer: Splicer | undefined
+  readonly #sendPieces: () => boolean
+  #spliced = 0
 
-  constructor({ tree, negotiated, shared, thread, answer, cachePolicy = 'cached' }: SessionOptions) {
+  constructor({ tree, negotiated, shared, thread, answer, cachePolicy = 'cached', splicer }: SessionOptions) {
     this.tree = tree
     this.negotiated = negotiated
     this.syncs = new Syncs(shared.syncs, thread)
     this.opens = new RecentOpens(shared.opens)
     this.answer = answer
     this.cachePolicy = cachePolicy
+    this.#splicer = splicer
+    this.#sendPieces = () => {
+      const { request, reply } = this
+      reply.header(OUT_HEADER_SIZE + this.#spliced, 0, request.uniqueFirst, request.uniqueSecond)
+      return splicer!.send(reply.bytes, this.#spliced)
+    }
     this.flush = () => {
       try {
         tree.flush()
@@ -107,6 +119,13 @@ export class Session {
   /** Makes the reply to the request in hand an error. @returns its length */
   fail(errno: number): number {
     return this.reply.header(OUT_HEADER_SIZE, errno, this.request.uniqueFirst, this.request.uniqueSecond)
+  }
+
+  /** Answers a READ straight from the host's files. @returns false where that cannot be done, and was not. */
+  splice(node: number, length: number, offset: number): boolean {
+    if (this.#splicer === undefined || length < SPLICE_LEAST || this.tree.lend === undefined) return false
+    this.#spliced = length
+    return this.tree.lend(node, length, offset, this.#splicer.pieces, this.#sendPieces)
   }
 
   #trace(operation: Operation | undefined, length: number, result: number): void {
