@@ -1,42 +1,21 @@
 /** Raw: the file is the disk. */
 
-import type { CreateContext, Driver, Extent, Format, LayerContext } from './driver.js'
-import { Kind } from './driver.js'
+import { MiB } from '../util/sizes.js'
+import type { CreateContext, Format } from './driver.js'
+import { FlatDriver } from './flat.js'
 
 interface RawLayout {
   readonly size: number
-}
-
-class RawDriver implements Driver {
-  readonly size: number
-  readonly blockSize = 4096
-  readonly locked = false
-  readonly changeSectors = 0
-  readonly #file: number
-  readonly #writable: boolean
-
-  constructor({ size }: RawLayout, context: LayerContext) {
-    this.size = size
-    this.#file = context.files[0]!.index
-    this.#writable = context.writable
-  }
-
-  map(offset: number, length: number, out: Extent): void {
-    out.kind = Kind.DATA
-    out.length = length
-    out.file = this.#file
-    out.offset = offset
-    out.writable = this.#writable
-  }
 }
 
 function create({ storage, size, options }: CreateContext): void {
   storage.truncate(size)
   if (options.preallocation === 'falloc') storage.reserve(0, size)
   if (options.preallocation === 'full') {
-    const zeros = new Uint8Array(1 << 20)
+    const zeros = new Uint8Array(MiB)
     for (let at = 0; at < size; at += zeros.length) storage.write(zeros, 0, Math.min(zeros.length, size - at), at)
   }
+  storage.sync()
 }
 
 export const raw: Format<RawLayout> = {
@@ -60,7 +39,7 @@ export const raw: Format<RawLayout> = {
     const size = storage.size()
     return { layout: { size }, size, state: [] }
   },
-  attach: (layout, context) => new RawDriver(layout, context),
+  attach: ({ size }, context) => new FlatDriver(size, context),
   create,
   facts: () => ({}),
 }

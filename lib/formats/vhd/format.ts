@@ -1,0 +1,27 @@
+/** VHD, as the registry knows it. */
+
+import type { Driver, Format, LayerContext } from '../driver.js'
+import { FlatDriver } from '../flat.js'
+import { createVhd, VHD_OPTIONS } from './create.js'
+import { BlockDriver } from './driver.js'
+import { vhdFacts } from './facts.js'
+import type { VhdLayout } from './layout.js'
+import { openVhd, probeVhd, VHD } from './open.js'
+
+function attach(layout: VhdLayout, context: LayerContext): Driver {
+  return layout.blocks ? new BlockDriver(layout, context) : new FlatDriver(layout.size, context)
+}
+
+export const vhd: Format<VhdLayout> = {
+  name: VHD,
+  aliases: ['vpc'],
+  title: 'Virtual Hard Disk (Virtual PC, Hyper-V, Azure, XenServer)',
+  extensions: ['.vhd', '.avhd', '.vud'],
+  backing: true,
+  createOptions: VHD_OPTIONS,
+  probe: probeVhd,
+  open: openVhd,
+  attach,
+  create: createVhd,
+  facts: vhdFacts,
+}

@@ -1,0 +1,66 @@
+/** Cylinders, heads and sectors of a VHD, and the size of the disk that follows from them or from the footer. */
+
+export const SECTOR = 512
+
+/** Sectors at which the geometry ends: 127.5 GiB. Larger disks carry this one. */
+export const MAX_GEOMETRY_SECTORS = 65535 * 16 * 255
+
+/** The largest disk of the format, in bytes. (Specification, "Dynamic Hard Disk Image") */
+export const MAX_DISK_SIZE = 2040 * 2 ** 30
+
+/** As in the footer: "Disk Geometry". */
+export interface Geometry {
+  readonly cylinders: number
+  readonly heads: number
+  readonly sectorsPerTrack: number
+}
+
+/** Sectors up to which a track has 63 of them. */
+const SMALL_DISK_SECTORS = 65535 * 16 * 63
+const MAX_CYLINDERS_OF_SMALL = 1024
+
+const MIN_HEADS = 4
+const MAX_HEADS = 16
+
+/** The geometry of a disk of so many sectors, rounded down. (Specification, "CHS Calculation") */
+export function geometryOf(totalSectors: number): Geometry {
+  const total = Math.min(totalSectors, MAX_GEOMETRY_SECTORS)
+  if (total >= SMALL_DISK_SECTORS) return tracksOf(total, 255, MAX_HEADS)
+  for (const sectorsPerTrack of [17, 31]) {
+    const tracks = Math.floor(total / sectorsPerTrack)
+    const heads = sectorsPerTrack === 17 ? Math.max(MIN_HEADS, Math.ceil(tracks / MAX_CYLINDERS_OF_SMALL)) : MAX_HEADS
+    if (heads <= MAX_HEADS && tracks < heads * MAX_CYLINDERS_OF_SMALL) return tracksOf(total, sectorsPerTrack, heads)
+  }
+  return tracksOf(total, 63, MAX_HEADS)
+}
+
+function tracksOf(total: number, sectorsPerTrack: number, heads: number): Geometry {
+  return { cylinders: Math.floor(Math.floor(total / sectorsPerTrack) / heads), heads, sectorsPerTrack }
+}
+
+export function geometrySectors({ cylinders, heads, sectorsPerTrack }: Geometry): number {
+  return cylinders * heads * sectorsPerTrack
+}
+
+/** The smallest number of sectors, at least `totalSectors`, that a geometry says exactly; the same above the largest. */
+export function roundUpToGeometry(totalSectors: number): number {
+  if (totalSectors >= MAX_GEOMETRY_SECTORS) return totalSectors
+  for (let sectors = totalSectors; ; sectors++) {
+    const said = geometrySectors(geometryOf(sectors))
+    if (said >= totalSectors) return said
+  }
+}
+
+/** Programs that take, and mean, the geometry for the size of the disk; all others mean "Current Size". */
+const GEOMETRY_CREATORS: readonly string[] = ['vpc ', 'vs  ', 'qemu']
+
+/**
+ * The size of the disk in bytes, a multiple of 512. A geometry at its maximum says nothing, and one of nothing neither.
+ * @param creator the footer's "Creator Application"
+ * @param currentSize the footer's "Current Size", bytes
+ */
+export function diskSize(creator: string, currentSize: number, geometry: Geometry): number {
+  const sectors = geometrySectors(geometry)
+  const meant = GEOMETRY_CREATORS.includes(creator) && sectors !== 0 && sectors !== MAX_GEOMETRY_SECTORS
+  return meant ? sectors * SECTOR : currentSize - (currentSize % SECTOR)
+}
