@@ -1,0 +1,153 @@
+import t from 'tap'
+import { MemoryStorage } from '../../lib/storage/memory.js'
+import { Crew, ended, pause } from './fixtures/crew.js'
+import { attach, randomFrom, setUp } from './fixtures/metadata.js'
+
+const storage = () => MemoryStorage.create({ contents: new Uint8Array(4096) })
+
+t.test('a waiting writer comes in between readers that never stop', async (t) => {
+  const crew = new Crew(t, storage())
+  const { lock } = crew.metadata
+  const readers = [1, 2, 3].map((thread) => crew.run('reading', thread))
+  await crew.arrived(3)
+  for (let i = 0; i < 200; i++) {
+    lock.acquireExclusive()
+    const looks = crew.word('LOOKS')
+    for (let spin = 0; spin < 1000; spin++) Atomics.load(crew.words, 3)
+    // A reader counts after it has let go: each may do that once while the lock is held.
+    if (crew.word('LOOKS') > looks + 3) t.fail('somebody read under the exclusive lock')
+    lock.releaseExclusive()
+  }
+  const before = crew.word('LOOKS')
+  while (crew.word('LOOKS') < before + 10) await pause(1)
+  crew.go()
+  t.same(await Promise.all(readers), [0, 0, 0])
+})
+
+t.test('readers share', async (t) => {
+  const crew = new Crew(t, storage())
+  crew.metadata.lock.acquireShared()
+  const reader = crew.run('reading', 1)
+  while (crew.word('LOOKS') < 10) await pause(1)
+  crew.go()
+  await reader
+  crew.metadata.lock.releaseShared()
+})
+
+t.test('changes under the exclusive lock by several threads: none is lost', async (t) => {
+  const crew = new Crew(t, MemoryStorage.create({ contents: new Uint8Array(4096) }))
+  const codes = await Promise.all([1, 2, 3, 4].map((thread) => crew.run('counting', thread, { steps: 20_000 })))
+  t.same(codes, [0, 0, 0, 0])
+  const { metadata } = crew
+  metadata.commit()
+  const changes = [1, 2, 3, 4].reduce((sum, thread) => sum + countOf(thread, 20_000), 0)
+  const word = new Uint8Array(4)
+  crew.setup.files[0]!.storage.read(word, 0, 4, 0)
+  t.equal(new DataView(word.buffer).getUint32(0, true), changes)
+})
+
+/** How many of a worker's steps are changes: it follows from its seed. */
+function countOf(seed: number, steps: number): number {
+  const random = randomFrom(seed)
+  let count = 0
+  for (let step = 0; step < steps; step++) if (random() < 0.3) count++
+  return count
+}
+
+t.test('ranges that overlap exclude each other', async (t) => {
+  const crew = new Crew(t, storage())
+  await Promise.all([1, 2, 3, 4].map((thread) => crew.run('ranges', thread, { steps: 2_000 })))
+  t.equal(crew.word('COUNTER'), 8_000)
+})
+
+t.test('ranges that only touch do not', async (t) => {
+  const crew = new Crew(t, storage())
+  const workers = [1, 2, 3, 4].map((thread) => crew.run('apart', thread))
+  await crew.arrived(4)
+  crew.go()
+  t.same(await Promise.all(workers), [0, 0, 0, 0])
+})
+
+t.test('a range that was given back can be had, by the same thread or another', async () => {
+  const { metadata, shape } = setUp([storage()], { threads: 2 })
+  const other = attach(shape, 1, [storage()]).metadata
+  for (const user of [metadata, metadata, other, metadata]) {
+    user.ranges.acquire(0, 4096)
+    user.ranges.release()
+  }
+})
+
+t.test('settling waits for those who are inside, not for those who come later', async (t) => {
+  const crew = new Crew(t, storage())
+  const { metadata } = crew
+  metadata.epochs.settle()
+  const inside = crew.run('inside', 1)
+  await crew.arrived(1)
+  const settler = crew.run('settling', 2)
+  await crew.arrived(2)
+  await pause(50)
+  t.equal(crew.word('COMMIT_ENDED'), 0, 'somebody is inside')
+  // Comes after the settling began, and stays.
+  metadata.epochs.enter()
+  crew.go()
+  t.same(await Promise.all([inside, settler]), [0, 0])
+  t.ok(crew.word('SYNC_ENDED') < crew.word('COMMIT_ENDED'))
+  metadata.epochs.leave()
+})
+
+t.test('a barrier waits for the sync that another thread has begun', async (t) => {
+  const crew = new Crew(t, storage())
+  const syncing = crew.run('slowSync', 1)
+  await crew.arrived(1)
+  const committing = crew.run('noted', 2)
+  await crew.arrived(2)
+  await pause(50)
+  t.equal(crew.word('COMMIT_WROTE'), 0, 'metadata waits until the data is there')
+  t.equal(crew.word('COMMIT_ENDED'), 0)
+  crew.go()
+  t.same(await Promise.all([syncing, committing]), [0, 0])
+  t.ok(crew.word('SYNC_ENDED') < crew.word('COMMIT_WROTE'))
+})
+
+t.test('who asks for a commit while one runs is not satisfied by that one', async (t) => {
+  const disk = storage()
+  const crew = new Crew(t, disk)
+  const first = crew.run('slowCommit', 1)
+  await crew.arrived(1)
+  // The first holds its commit up, with its own change in it; this one is changed after that.
+  const second = crew.run('noted', 2)
+  await crew.arrived(2)
+  await pause(50)
+  t.equal(crew.word('COMMIT_ENDED'), 0)
+  crew.go()
+  await Promise.all([first, second])
+  t.equal(crew.metadata.counts().commits, 2)
+  t.ok(crew.word('COMMIT_WROTE') > 0)
+  t.ok(crew.word('COMMIT_WROTE') < crew.word('COMMIT_ENDED'))
+})
+
+t.test('several who ask while one runs share the next', async (t) => {
+  const crew = new Crew(t, storage())
+  const first = crew.run('slowCommit', 1)
+  await crew.arrived(1)
+  const others = [2, 3, 4].map((thread) => crew.run('asking', thread))
+  await crew.arrived(4)
+  await pause(50)
+  crew.go()
+  await Promise.all([first, ...others])
+  t.equal(crew.metadata.counts().commits, 2)
+})
+
+t.test('a lock that is poisoned ends all waiting', async (t) => {
+  const crew = new Crew(t, storage())
+  const { lock, growth } = crew.metadata
+  lock.acquireExclusive()
+  growth.acquire()
+  const waiting = (['waitExclusive', 'waitShared', 'waitGrowth'] as const).map((job, i) =>
+    ended(crew.start(job, 1 + i)),
+  )
+  for (const wait of waiting) wait.catch(() => {})
+  await crew.arrived(3)
+  lock.poison()
+  for (const wait of waiting) await t.rejects(wait, { code: 'INTERNAL' })
+})
