@@ -95,6 +95,22 @@ t.test('settling waits for those who are inside, not for those who come later', 
   metadata.epochs.leave()
 })
 
+t.test('freed space is not given away while somebody may be on it', async (t) => {
+  const crew = new Crew(t, storage())
+  const { metadata } = crew
+  const inside = crew.run('inside', 1)
+  await crew.arrived(1)
+  metadata.exclusive(() => metadata.space.free(0, 512))
+  const committing = crew.run('asking', 2)
+  await crew.arrived(2)
+  await pause(50)
+  const take = () => metadata.exclusive(() => metadata.space.take(512))
+  t.equal(take(), -1)
+  crew.go()
+  await Promise.all([inside, committing])
+  t.equal(take(), 0)
+})
+
 t.test('a barrier waits for the sync that another thread has begun', async (t) => {
   const crew = new Crew(t, storage())
   const syncing = crew.run('slowSync', 1)

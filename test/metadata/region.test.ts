@@ -216,22 +216,47 @@ t.test('a new structure on what a commit is writing is refused', async (t) => {
   t.ok(during)
 })
 
-t.test('a page that is forgotten while it is read, and taken by another structure', async (t) => {
-  const storage = numbered()
-  const { metadata, files, shape } = setUp([storage], { threads: 2 })
-  // What the second thread does happens while the first reads.
-  let meanwhile = () => {}
-  const slow: typeof storage.read = (buffer, at, length, offset) => {
+/** A file, and what happens after the next read of it, before the reader has put it into the cache. */
+function interrupted(storage: MemoryStorage) {
+  const hook = { meanwhile: () => {} }
+  const read: typeof storage.read = (buffer, at, length, offset) => {
     const count = storage.read(buffer, at, length, offset)
+    const { meanwhile } = hook
+    hook.meanwhile = () => {}
     meanwhile()
     return count
   }
-  const file = { index: 0, storage: Object.assign(Object.create(storage), { read: slow }) as MemoryStorage }
+  return { hook, file: { index: 0, storage: Object.assign(Object.create(storage), { read }) as MemoryStorage } }
+}
+
+t.test('what is new while the page is read stays', async (t) => {
+  const storage = numbered()
+  const { metadata, files, shape } = setUp([storage], { threads: 2 })
+  const other = attach(shape, 1, [storage]).metadata
+  const { hook, file } = interrupted(storage)
+  const region = new Region(metadata, file, 0, 4096, 0)
+  hook.meanwhile = () => {
+    const others = new Region(other, files[0]!, 0, 4096, 0)
+    change(other, 1, () => others.fresh(512, 512, 200))
+  }
+  t.equal(
+    metadata.shared(() => region.u8(100)),
+    100,
+  )
+  t.equal(
+    metadata.shared(() => region.u8(600)),
+    200,
+  )
+})
+
+t.test('a page that is forgotten while it is read, and taken by another structure', async (t) => {
+  const storage = numbered()
+  const { metadata, files, shape } = setUp([storage], { threads: 2 })
+  const { hook, file } = interrupted(storage)
   const other = attach(shape, 1, [storage]).metadata
   const old = new Region(metadata, file, 0, 512, 0)
   const others = new Region(other, files[0]!, 0, 512, 0)
-  meanwhile = () => {
-    meanwhile = () => {}
+  hook.meanwhile = () => {
     other.exclusive(() => others.drop())
     // The sector is used for something else now, written straight to the file.
     storage.write(new Uint8Array(512).fill(200), 0, 512, 0)
