@@ -6,6 +6,7 @@ import { once } from 'node:events'
 import { readdirSync, readFileSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { MiB, parseSize } from '../../lib/util/sizes.js'
 import { needsMounts } from '../support/mounts.js'
 import { must, run } from '../support/run.js'
 import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
@@ -50,9 +51,10 @@ t.test('the sample', needsMounts, async (t) => {
   t.equal(sums![0], sums![1])
   t.match(out, /^file format: vhd$/m)
   t.match(out, /^virtual size: 1 GiB/m)
-  const [before, after] = [...out.matchAll(/^(\d+)M\tsample\.vhd$/gm)].map((match) => Number(match[1]))
-  t.ok(before! >= 64, `the image holds the file: ${before} MiB`)
-  t.ok(after! <= before! - 60, `and gives its space back: ${after} MiB`)
+  const sizes = [...out.matchAll(/^(\S+)\tsample\.vhd$/gm)].map((match) => parseSize(match[1]!))
+  t.equal(sizes.length, 2)
+  t.ok(sizes[0]! >= 64 * MiB, `the image holds the file: ${sizes[0]} bytes`)
+  t.ok(sizes[1]! <= sizes[0]! - 60 * MiB, `and gives its space back: ${sizes[1]} bytes`)
   t.strictSame(leftIn(folder), [])
 })
 
