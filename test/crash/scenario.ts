@@ -1,0 +1,157 @@
+/** A seeded life of an image under a Recorder, and the states in which crashes could have left it. */
+
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { Image } from '../../lib/image/image.js'
+import { openStorages } from '../../lib/image/open.js'
+import type { MemoryStorage } from '../../lib/storage/memory.js'
+import { Recorder } from '../../lib/storage/recording.js'
+import type { Storage } from '../../lib/storage/storage.js'
+import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
+import { createInMemory, randomBytes, type Variant } from '../model/variants.js'
+import { must } from '../support/run.js'
+import { History } from './history.js'
+import { WholeSectors } from './sectors.js'
+
+export interface Recorded {
+  readonly variant: Variant
+  readonly seed: number
+  readonly recorder: Recorder
+  readonly history: History
+  /** The files below, which nobody changes. */
+  readonly parents: readonly MemoryStorage[]
+}
+
+/** Lets an image live for so many operations, and ends it with a close. */
+export function record(variant: Variant, seed: number, operations: number): Recorded {
+  const random = randomFrom(seed)
+  const chain = createInMemory(variant, random)
+  const [top, ...parents] = chain.storages
+  const recorder = new Recorder()
+  const storages: Storage[] = [new WholeSectors(recorder.record(top!)), ...parents]
+  const history = new History(chain.contents)
+  let image = openStorages(storages)
+  for (let i = 0; i < operations; i++) {
+    const dice = random()
+    if (dice < 0.78) change(image, recorder, history, random)
+    else if (dice < 0.96) {
+      image.flush()
+      history.flushed(recorder.length)
+    } else {
+      image.close()
+      history.flushed(recorder.length)
+      image = openStorages(storages)
+    }
+  }
+  image.close()
+  history.flushed(recorder.length)
+  return { variant, seed, recorder, history, parents }
+}
+
+/** A write of a few sectors, of any bytes, or of much; or zeros, or a discard, of blocks mostly. */
+function change(image: Image, recorder: Recorder, history: History, random: () => number): void {
+  const began = recorder.length
+  const { size } = image
+  const zeros = random() < 0.25
+  let length = Math.ceil(random() * (random() < 0.2 ? 100_000 : 6000))
+  if (random() < 0.5) length = Math.ceil(length / 512) * 512
+  length = Math.min(size, length)
+  let offset = Math.floor(random() * (size - length + 1))
+  if (random() < 0.5) offset -= offset % 512
+  if (zeros && random() < 0.7) {
+    const unit = [512, 4096, 16384, 65536][Math.floor(random() * 4)]!
+    offset -= offset % unit
+    length = Math.min(size - offset, unit * Math.ceil(random() * 4))
+  }
+  const data = zeros ? new Uint8Array(length) : randomBytes(length, random)
+  if (zeros) image.zero(offset, length, random() < 0.5)
+  else image.write(data, 0, length, offset)
+  history.changed(began, offset, data)
+}
+
+/** One state: what a crash at a moment leaves. Without a seed nothing is lost. */
+export interface State {
+  readonly moment: number
+  readonly seed?: number
+  readonly tearing?: 512 | 'none'
+}
+
+/** Every moment with nothing lost, then so many with losses. */
+export function* statesOf({ recorder, seed }: Recorded, losses: number): Generator<State> {
+  for (let moment = 0; moment <= recorder.length; moment++) yield { moment }
+  const random = randomFrom(seed + 1)
+  for (let i = 0; i < losses; i++)
+    yield {
+      moment: Math.floor(random() * (recorder.length + 1)),
+      seed: Math.floor(random() * 2 ** 31),
+      tearing: random() < 0.7 ? 512 : 'none',
+    }
+}
+
+export function describe({ variant, seed, recorder }: Recorded, state: State): string {
+  const lines = recorder.describe(Math.max(0, state.moment - 12), state.moment)
+  return `${variant.name}, seed ${seed}, state ${JSON.stringify(state)}; before it:\n${lines.join('\n')}`
+}
+
+/** The files as the crash left them. */
+export function crash({ recorder, parents }: Recorded, { moment, seed, tearing }: State): MemoryStorage[] {
+  const files = seed === undefined ? recorder.prefix(moment) : recorder.crash(moment, seed, tearing)
+  return [...files, ...parents]
+}
+
+/** What a disk holds, and what opening it warned of. */
+export function readAll(storages: readonly Storage[]): { bytes: Uint8Array; warnings: string[] } {
+  const warnings: string[] = []
+  const image = openStorages(storages, { readOnly: true, warn: (message) => warnings.push(message) })
+  const bytes = new Uint8Array(image.size)
+  image.read(bytes, 0, image.size, 0)
+  image.close()
+  return { bytes, warnings }
+}
+
+/** Opens a state for reading and looks at all of it. @returns what is wrong, or undefined */
+export function checkState(recorded: Recorded, state: State): string | undefined {
+  try {
+    const { bytes, warnings } = readAll(crash(recorded, state))
+    if (warnings.length > 0) return `a warning: ${warnings[0]}`
+    return recorded.history.check(state.moment, bytes)
+  } catch (error) {
+    return `it does not open or read: ${error}`
+  }
+}
+
+/** Goes on with a state: writes to it, closes it, opens it again. @returns what is wrong, or undefined */
+export function checkGoingOn(recorded: Recorded, state: State): string | undefined {
+  const storages = crash(recorded, state)
+  const before = readAll(storages).bytes
+  const recorder = new Recorder()
+  const history = new History(before)
+  const random = randomFrom(recorded.seed + state.moment)
+  const image = openStorages(storages)
+  for (let i = 0; i < 8; i++) change(image, recorder, history, random)
+  image.close()
+  const { bytes, warnings } = readAll(storages)
+  if (warnings.length > 0) return `a warning after going on: ${warnings[0]}`
+  return Buffer.compare(bytes, history.contents) === 0 ? undefined : 'after going on it holds something else'
+}
+
+/** What QEMU makes of a state. @returns what is wrong, or undefined */
+export function checkWithQemu(recorded: Recorded, state: State): string | undefined {
+  const { qemu } = recorded.variant
+  if (!qemu) return undefined
+  const storages = crash(recorded, state)
+  const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-test-'))
+  try {
+    writeFileSync(join(folder, 'image'), contents(storages[0]!))
+    must('qemu-img', ['convert', '-f', qemu, '-O', 'raw', join(folder, 'image'), join(folder, 'disk')])
+    const theirs = readFileSync(join(folder, 'disk'))
+    const ours = readAll(storages).bytes
+    if (theirs.length !== ours.length) return `QEMU sees ${theirs.length} bytes, not ${ours.length}`
+    return theirs.equals(ours) ? undefined : 'QEMU reads something else'
+  } catch (error) {
+    return `QEMU: ${error}`
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
