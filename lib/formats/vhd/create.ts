@@ -2,7 +2,6 @@
 
 import { VdiskError } from '../../util/errors.js'
 import { NIL_GUID, randomGuid } from '../../util/guid.js'
-import { formatSize } from '../../util/sizes.js'
 import type { CreateContext } from '../driver.js'
 import type { OptionSpec } from '../options.js'
 import { encodeHeader, HEADER_BYTES, HEADER_COOKIE, LOCATORS, type Locator } from './dynamic-header.js'
@@ -20,7 +19,8 @@ import { geometryOf, MAX_DISK_SIZE, roundUpToGeometry, SECTOR } from './geometry
 import { bitmapBytesOf, ENTRY_BYTES, MAX_BLOCK_START, roundUp, type VhdLayout } from './layout.js'
 import { encodeParentNames, type NewLocator } from './locators.js'
 
-const MIN_BLOCK_SIZE = 512
+/** Smaller ones are in order, but QEMU reads blocks of less than 8 sectors as if they had no bitmap. */
+const MIN_BLOCK_SIZE = 4096
 const MAX_BLOCK_SIZE = 2 ** 31
 const DEFAULT_BLOCK_SIZE = 2 * 2 ** 20
 
@@ -67,7 +67,7 @@ export function createVhd(context: CreateContext): void {
   const bytes = options.force_size === false ? roundUpToGeometry(Math.ceil(size / SECTOR)) * SECTOR : size
   const diskSize = roundUp(bytes, SECTOR)
   if (diskSize < SECTOR || diskSize > MAX_DISK_SIZE)
-    throw new VdiskError('USAGE', `a VHD of ${size} bytes: expected ${SECTOR} bytes to ${formatSize(MAX_DISK_SIZE)}`)
+    throw new VdiskError('USAGE', `a VHD of ${size} bytes: expected ${SECTOR} bytes to 2040 GiB`)
   if (fixed) createFixed(context, diskSize)
   else createGrowing(context, diskSize)
 }

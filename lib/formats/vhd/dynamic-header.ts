@@ -73,13 +73,11 @@ export function decodeHeader(buffer: Uint8Array, limits: HeaderLimits, place: Pl
     const found = JSON.stringify(cookie)
     throw new VdiskError('CORRUPT', `VHD dynamic disk header: cookie is ${found}: expected "${HEADER_COOKIE}"`, place)
   }
-  const fault = checksumFault(buffer, CHECKSUM_FIELD)
-  if (fault) throw new VdiskError('CORRUPT', `VHD dynamic disk header: ${fault}`, place)
   const header = HEADER.read(buffer, 0, place)
   checkVersion('VHD dynamic disk header: version', header.headerVersion, place)
-  const wrong = headerFault(header, limits)
-  if (wrong) throw new VdiskError('CORRUPT', `VHD dynamic disk header: ${wrong}`, place)
-  return header
+  const faults = [checksumFault(buffer, CHECKSUM_FIELD), headerFault(header, limits)].filter((fault) => fault)
+  if (faults.length === 0) return header
+  throw new VdiskError('CORRUPT', `VHD dynamic disk header: ${faults.join('; ')}`, place)
 }
 
 function headerFault(header: DynamicHeader, { diskSize, end }: HeaderLimits): string | undefined {

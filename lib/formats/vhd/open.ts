@@ -173,8 +173,8 @@ function growingLayout({ storage }: OpenContext, found: FoundFooter): VhdLayout 
 function checkDataOffset(footer: Footer, end: number, path: string): number {
   const { dataOffset } = footer
   const right = dataOffset !== undefined && dataOffset % SECTOR === 0 && dataOffset >= FOOTER_BYTES
-  if (right && dataOffset + HEADER_BYTES <= end) return dataOffset
-  const expected = `expected a multiple of ${SECTOR} from ${FOOTER_BYTES} to ${end - HEADER_BYTES}`
+  if (right && dataOffset < end) return dataOffset
+  const expected = `expected a multiple of ${SECTOR} from ${FOOTER_BYTES} to below ${end}`
   throw new VdiskError('CORRUPT', `VHD footer: Data Offset is ${dataOffset ?? 'none'}: ${expected}`, {
     path,
     offset: end,

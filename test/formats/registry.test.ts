@@ -1,0 +1,37 @@
+import t from 'tap'
+import type { Probe } from '../../lib/formats/driver.js'
+import { detect, findFormat, formats } from '../../lib/formats/registry.js'
+import { WINDOWS_FIXED_FOOTER, WINDOWS_FOOTER } from './vhd-images.js'
+
+const probe = (head: Uint8Array, tail: Uint8Array, path = 'x.raw'): Probe => ({ path, size: 1 << 20, head, tail })
+const nothing = new Uint8Array(1024)
+const after = (front: number, bytes: Uint8Array) => Uint8Array.from([...new Uint8Array(front), ...bytes])
+
+t.test('formats are found by their names and other names, in any case', async (t) => {
+  for (const format of formats)
+    for (const name of [format.name, ...format.aliases, format.name.toUpperCase()])
+      t.equal(findFormat(name), format, name)
+  t.equal(findFormat('vpc').name, 'vhd')
+})
+
+t.test('an unknown name is refused with those that are known', async (t) => {
+  t.throws(() => findFormat('vmfs'), { code: 'USAGE', message: /'vmfs'.*known are .*vhd.*raw/ })
+})
+
+t.test('names are unique', async (t) => {
+  const names = formats.flatMap((format) => [format.name, ...format.aliases])
+  t.equal(new Set(names).size, names.length)
+})
+
+t.test('the content decides; raw is what nothing else is', async (t) => {
+  const cases: [string, Probe, string][] = [
+    ['a footer at the end', probe(nothing, after(512, WINDOWS_FIXED_FOOTER)), 'vhd'],
+    ['a footer of 511 bytes', probe(nothing, after(513, WINDOWS_FIXED_FOOTER.subarray(0, 511))), 'vhd'],
+    ['a copy at the beginning, no footer', probe(after(0, WINDOWS_FOOTER), nothing), 'vhd'],
+    ['a footer somewhere else', probe(after(1, WINDOWS_FOOTER), Uint8Array.from([...WINDOWS_FOOTER, 0, 0])), 'raw'],
+    ['zeros with a telling name', probe(nothing, nothing, 'x.vhd'), 'raw'],
+    ['an empty file', probe(new Uint8Array(0), new Uint8Array(0)), 'raw'],
+    ['a few bytes', probe(Uint8Array.of(0x63), Uint8Array.of(0x63)), 'raw'],
+  ]
+  for (const [what, given, expected] of cases) t.equal(detect(given).name, expected, what)
+})

@@ -1,0 +1,178 @@
+/**
+ * VHDs for tests, made of the bytes of real ones: what Windows 10 wrote, field by field, with what a test changes.
+ * Checksums are made right again here, by the specification's few lines and not by the code under test.
+ */
+
+import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { basename, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { gunzipSync } from 'node:zlib'
+import type { OpenContext } from '../../lib/formats/driver.js'
+import { MemoryStorage } from '../../lib/storage/memory.js'
+import { type TestCase, temporaryFolder } from '../support/temp.js'
+
+export function bytesOf(hex: string, length: number): Uint8Array {
+  const bytes = new Uint8Array(length)
+  bytes.set(Buffer.from(hex.replace(/\s/g, ''), 'hex'))
+  return bytes
+}
+
+/** Footer of a dynamic disk of 10 MiB that Windows 10 made; what follows is zeros. */
+export const WINDOWS_FOOTER = bytesOf(
+  `636f6e6563746978 00000002 00010000 0000000000000200 260cf38f 77696e20
+   000a0000 5769326b 0000000000a00000 0000000000a00000 012d 04 11 00000003
+   ffffee6f 4b6a0d04f946d74e836fd3dc87e1816b 00`,
+  512,
+)
+
+/** The same disk's dynamic disk header. */
+export const WINDOWS_HEADER = bytesOf(
+  '6378737061727365 ffffffffffffffff 0000000000000600 00010000 00000005 00200000 fffff472',
+  1024,
+)
+
+/** Footer of a fixed disk of 10 MiB that Windows 10 made. */
+export const WINDOWS_FIXED_FOOTER = bytesOf(
+  `636f6e6563746978 00000002 00010000 ffffffffffffffff 260cf355 77696e20
+   000a0000 5769326b 0000000000a00000 0000000000a00000 012d 04 11 00000002
+   ffffe5f7 b895e4183894e7449a889a420be4e5ca 00`,
+  512,
+)
+
+/** Footer of a dynamic disk that Virtual PC made: its geometry is the size. */
+export const VIRTUAL_PC_FOOTER = bytesOf(
+  `636f6e6563746978 00000002 00010000 0000000000000200 1e56f9c4 76706320
+   00010000 5769326b 0000001fc0000000 0000001fc0000000 fefe 10 ff 00000003
+   ffffec98 33ea001361914d02b93f88af84296f85 00`,
+  512,
+)
+
+/** Footer of a dynamic disk that Disk2vhd made: the geometry is at its maximum. */
+export const DISK2VHD_FOOTER = bytesOf(
+  `636f6e6563746978 00000002 00010000 0000000000000200 1e61ed8f 64327600
+   00010000 5769326b 000000000fb40000 000000000fb40000 ffff 10 ff 00000003
+   ffffea55 e7b829fde66dba49ac196ebdab26cea3 00`,
+  512,
+)
+
+/** Byte offsets, from the tables of the specification. */
+export const FooterAt = {
+  dataOffset: 16,
+  creator: 28,
+  currentSize: 48,
+  geometry: 56,
+  type: 60,
+  checksum: 64,
+  id: 68,
+  savedState: 84,
+  version: 12,
+} as const
+export const HeaderAt = {
+  cookie: 0,
+  table: 16,
+  version: 24,
+  entries: 28,
+  blockSize: 32,
+  checksum: 36,
+  parentId: 40,
+  parentTime: 56,
+  name: 64,
+  locators: 576,
+} as const
+
+/** Makes the checksum right: the one's complement of the sum of all other bytes. */
+export function seal(bytes: Uint8Array, field: number): Uint8Array {
+  const view = new DataView(bytes.buffer, bytes.byteOffset)
+  view.setUint32(field, 0)
+  view.setUint32(field, ~bytes.reduce((sum, byte) => sum + byte, 0) >>> 0)
+  return bytes
+}
+
+type Change = (view: DataView) => void
+
+/** A copy with some fields changed and the checksum made right. */
+export function changed(bytes: Uint8Array, field: number, change: Change): Uint8Array {
+  const copy = bytes.slice()
+  change(new DataView(copy.buffer))
+  return seal(copy, field)
+}
+
+export const footerWith = (change: Change, footer = WINDOWS_FOOTER) => changed(footer, FooterAt.checksum, change)
+export const headerWith = (change: Change) => changed(WINDOWS_HEADER, HeaderAt.checksum, change)
+
+export interface Parts {
+  readonly footer?: Uint8Array
+  /** The copy at the beginning. */
+  readonly copy?: Uint8Array
+  readonly header?: Uint8Array
+  readonly table?: readonly number[]
+  /** Byte offset and bytes. */
+  readonly more?: readonly (readonly [number, Uint8Array])[]
+  /** Byte offset of the footer. */
+  readonly end?: number
+}
+
+/** A dynamic disk of 10 MiB in 5 blocks, as Windows lays it out, with nothing allocated. */
+export function dynamicImage(parts: Parts = {}): MemoryStorage {
+  const { footer = WINDOWS_FOOTER, header = WINDOWS_HEADER, end = 0x2000 } = parts
+  const storage = MemoryStorage.create({ path: 'test.vhd' })
+  const put = (bytes: Uint8Array, offset: number) => storage.write(bytes, 0, bytes.length, offset)
+  put(parts.copy ?? footer, 0)
+  put(header, 512)
+  const table = new Uint8Array(512).fill(0xff)
+  parts.table?.forEach((entry, i) => {
+    new DataView(table.buffer).setUint32(4 * i, entry)
+  })
+  put(table, 0x600)
+  for (const [offset, bytes] of parts.more ?? []) put(bytes, offset)
+  put(footer, end)
+  return storage
+}
+
+/** What `Format.open` gets; warnings are collected. */
+export function contextOf(storage: MemoryStorage, readOnly = true): OpenContext & { warnings: string[] } {
+  const warnings: string[] = []
+  return {
+    storage,
+    path: `/images/${storage.path}`,
+    readOnly,
+    warnings,
+    warn: (message) => void warnings.push(message),
+  }
+}
+
+const CORPUS = fileURLToPath(new URL('../../../../shared/corpus', import.meta.url))
+
+/** Tests of images that other programs wrote: skipped visibly where there are none. */
+export const needsCorpus = existsSync(CORPUS) ? {} : { skip: 'needs ../shared/corpus' }
+
+export interface CorpusImage {
+  readonly path: string
+  readonly virtualSize: number
+  readonly contentSha256: string | null
+}
+
+/** Unpacks an image of the corpus, such as `vhd/dynamic.vhd`, sparsely, into a temporary folder. */
+export function corpusImage(t: TestCase, name: string): CorpusImage {
+  const manifest = JSON.parse(readFileSync(join(CORPUS, 'manifest.json'), 'utf8')) as (CorpusImage & { file: string })[]
+  const entry = manifest.find(({ file }) => file === `${name}.gz`)!
+  const path = join(temporaryFolder(t), basename(name))
+  writeSparsely(path, gunzipSync(readFileSync(join(CORPUS, `${name}.gz`)), { maxOutputLength: 2 ** 30 }))
+  return { ...entry, path }
+}
+
+const PIECE = 65536
+
+function writeSparsely(path: string, content: Buffer): void {
+  const fd = openSync(path, 'wx')
+  try {
+    ftruncateSync(fd, content.length)
+    const zeros = Buffer.alloc(PIECE)
+    for (let at = 0; at < content.length; at += PIECE) {
+      const piece = content.subarray(at, at + PIECE)
+      if (zeros.compare(piece, 0, piece.length, 0, piece.length) !== 0) writeSync(fd, piece, 0, piece.length, at)
+    }
+  } finally {
+    closeSync(fd)
+  }
+}
