@@ -17,7 +17,14 @@ export type OptionSpec = {
 export type OptionValue = string | number | boolean | undefined
 export type OptionValues = Readonly<Record<string, OptionValue>>
 
-const BOOLEANS: Readonly<Record<string, boolean>> = { on: true, off: false, true: true, false: false, yes: true, no: false }
+const BOOLEANS: Readonly<Record<string, boolean>> = {
+  on: true,
+  off: false,
+  true: true,
+  false: false,
+  yes: true,
+  no: false,
+}
 
 function convert(spec: OptionSpec, text: string): OptionValue {
   const wrong = (expected: string) => new VdiskError('USAGE', `option ${spec.name}=${text}: expected ${expected}`)
