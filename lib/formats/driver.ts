@@ -89,6 +89,11 @@ export interface Driver {
   readonly size: number
   /** Guest bytes that are allocated together; writers of new data in one block wait for each other. */
   readonly blockSize: number
+  /**
+   * The whole blocks around a guest range, where they do not lie at multiples of `blockSize`: disks of several parts.
+   * Pure.
+   */
+  blocks?(offset: number, length: number): readonly [start: number, end: number]
   /** False where `map` looks at nothing that can change, so that it needs no lock. */
   readonly locked: boolean
   /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */
@@ -131,6 +136,19 @@ export interface Driver {
    */
   release?(offset: number, length: number, belowZero: boolean): number
 
+  /**
+   * How many guest bytes from `offset` on, at most `length`, are recorded as changed already. Shared lock. With
+   * `record`, for formats that keep dirty bitmaps.
+   */
+  recorded?(offset: number, length: number): number
+
+  /**
+   * Records that guest bytes from `offset` on are about to change, before they do. Exclusive lock; makes at most
+   * `changeSectors` sectors dirty.
+   * @returns for how many bytes that was done; 0 where room must be made by `grow` first.
+   */
+  record?(offset: number, length: number): number
+
   /** Called once before the first change of any kind (in-use marks, write GUIDs). No lock, one thread. */
   beginWriting?(): void
 
@@ -156,10 +174,25 @@ export interface Probe {
   readonly tail: Uint8Array
 }
 
+/** A further file of a layer, as `OpenContext.openFile` gives it. */
+export interface OpenedFile {
+  /** Its place in `LayerContext.files`. */
+  readonly index: number
+  readonly storage: Storage
+}
+
 export interface OpenContext {
   readonly storage: Storage
   readonly path: string
   readonly readOnly: boolean
+  /** The snapshot that is wanted, by its name or id; undefined: the newest state. Only for `Format.snapshots`. */
+  readonly snapshot?: string | undefined
+  /**
+   * Opens one more file of this layer, through the gate: the first of these absolute paths where there is one. It is
+   * writable and locked as the image itself, is closed with it, and becomes the next of `LayerContext.files`.
+   * @throws NOT_FOUND naming every place; GATE, IN_USE, and what opening throws
+   */
+  openFile?(name: string, candidates: readonly string[]): OpenedFile
   /** Opening goes on, and the user is told one line. */
   warn(message: string): void
 }
@@ -181,6 +214,8 @@ export interface ParentRequest {
   readonly candidates: readonly string[]
   /** The format that the image says it has; undefined: probe. */
   readonly format?: string | undefined
+  /** The snapshot of that file which is the parent; so a file can hold its own parents. */
+  readonly snapshot?: string | undefined
   /**
    * Throws a VdiskError where this file is not the parent that the image was made over (the next candidate is tried);
    * calls `warn` where it is but may have been changed.
@@ -234,6 +269,10 @@ export interface Format<Layout = unknown> {
   readonly extensions: readonly string[]
   /** True where a new image can have a parent. */
   readonly backing: boolean
+  /** The file in a folder that makes the folder an image of this format: `DiskDescriptor.xml`. */
+  readonly folder?: string
+  /** True where `OpenContext.snapshot` can be asked for. */
+  readonly snapshots?: boolean
   readonly createOptions: readonly OptionSpec[]
   /** True where the content is of this format, whether or not it is sound. */
   probe(probe: Probe): boolean
