@@ -254,8 +254,89 @@ export interface CreateContext {
   readonly backing: Backing | undefined
 }
 
+/** How bad a finding of `check` is: space that nobody uses; data that is wrong or in danger; worth knowing. */
+export type Severity = 'leak' | 'corruption' | 'warning'
+
+/** One thing that `check` found. */
+export interface Finding {
+  readonly severity: Severity
+  /** What kind of fault, for programs: `bat-range`, `shared-cluster`, `leak`, … */
+  readonly what: string
+  /** One line for people: where, what was found, what was expected. Without the file's name. */
+  readonly message: string
+  /** The file that it is in, where that is not the image itself. */
+  readonly path?: string
+  /** Byte offset in the file. */
+  readonly offset?: number
+  /** Byte offset on the disk. */
+  readonly guest?: number
+  readonly found?: string | number
+  readonly expected?: string | number
+  /** For how many clusters (blocks, sectors) it stands; 1 where it is not given. */
+  readonly count?: number
+  /** A repair can mend it. */
+  readonly repairable: boolean
+  /** It was mended now. */
+  readonly repaired: boolean
+}
+
+/** `leaks` gives leaked space back and changes nothing else; `all` mends what can be mended. */
+export type Repair = 'none' | 'leaks' | 'all'
+
+export interface CheckContext extends OpenContext {
+  readonly repair: Repair
+  /** Is told everything that is found, in no order that matters. */
+  found(finding: Finding): void
+}
+
+/** What a check counted, with qemu-img's meaning. */
+export interface CheckTotals {
+  /** Where the last used byte of the file is, plus 1. */
+  readonly imageEnd: number
+  readonly clusters: number
+  readonly allocated: number
+  readonly fragmented: number
+  readonly compressed: number
+}
+
+/** A dirty bitmap in an image. */
+export interface BitmapFacts {
+  readonly name: string
+  /** Bytes that one bit stands for. */
+  readonly granularity: number
+  /** `in-use`: it was not kept up to date, so that all of the disk counts as changed. `auto`: it records writes. */
+  readonly flags: readonly string[]
+}
+
+/** A range of the disk in bytes. */
+export interface ByteRange {
+  readonly start: number
+  readonly length: number
+}
+
+/** What can be done with the dirty bitmaps of an image that nobody else has open. `files` as in `LayerContext`. */
+export interface BitmapTools<Layout> {
+  list(layout: Layout, files: readonly Storage[]): BitmapFacts[]
+  /** What it calls changed: merged, in order. @throws NOT_FOUND */
+  extents(layout: Layout, files: readonly Storage[], name: string): Iterable<ByteRange>
+  /**
+   * Makes a new one with nothing changed.
+   * @param name undefined: the format chooses
+   * @param granularity in bytes; undefined: the format's usual one
+   * @returns its name
+   * @throws EXISTS, USAGE, NO_SPACE
+   */
+  add(layout: Layout, files: readonly Storage[], name: string | undefined, granularity: number | undefined): string
+  /** Says that nothing is changed. @throws NOT_FOUND */
+  clear(layout: Layout, files: readonly Storage[], name: string): void
+  /** @throws NOT_FOUND */
+  remove(layout: Layout, files: readonly Storage[], name: string): void
+}
+
 /** Facts of one image for `info`: the names are qemu-img's where it has them. */
-export type Facts = { readonly [name: string]: string | number | boolean | null | readonly string[] | Facts }
+export type Facts = {
+  readonly [name: string]: string | number | boolean | null | readonly string[] | readonly Facts[] | Facts
+}
 
 /** A format, as the registry knows it. `Layout` is its own. */
 export interface Format<Layout = unknown> {
@@ -287,4 +368,10 @@ export interface Format<Layout = unknown> {
   create(context: CreateContext): void
   /** Format-specific facts for `info`. May read the whole table. */
   facts(layout: Layout, storage: Storage): Facts
+  /**
+   * Looks for faults, and mends them where it is asked to. Opens images that `open` refuses.
+   * @throws where it cannot look
+   */
+  check?(context: CheckContext): CheckTotals
+  readonly bitmaps?: BitmapTools<Layout>
 }
