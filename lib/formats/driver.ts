@@ -366,8 +366,8 @@ export interface Format<Layout = unknown> {
   attach(layout: Layout, context: LayerContext): Driver
   /** Writes an empty image and makes it durable. @throws USAGE for options and sizes that the format cannot have. */
   create(context: CreateContext): void
-  /** Format-specific facts for `info`. May read the whole table. */
-  facts(layout: Layout, storage: Storage): Facts
+  /** Format-specific facts for `info`. May read the whole table. `files` as in `LayerContext`, where there are several. */
+  facts(layout: Layout, storage: Storage, files?: readonly Storage[]): Facts
   /**
    * Looks for faults, and mends them where it is asked to. Opens images that `open` refuses.
    * @throws where it cannot look

@@ -168,10 +168,10 @@ function openParent(layers: readonly Layer[], request: ParentRequest, gate: Gate
       layer = tryParent(layers, request, candidate, gate, options)
     } catch (error) {
       if (!(error instanceof VdiskError)) throw error
-      if (error.code !== 'NOT_FOUND') refused ??= error
-      tried.push(error.code === 'GATE' ? `${candidate} (${withoutPath(error, candidate)})` : candidate)
-      if (error.code !== 'NOT_FOUND' && error.code !== 'GATE')
-        tried[tried.length - 1] += ` (${withoutPath(error, candidate)})`
+      // The host says so where there is no such file; otherwise it is there, and something in it is missing.
+      const absent = error.code === 'NOT_FOUND' && error.errno !== undefined
+      if (!absent) refused ??= error
+      tried.push(absent ? candidate : `${candidate} (${withoutPath(error, candidate)})`)
       continue
     }
     return layer

@@ -20,7 +20,7 @@ export interface ImageInfo {
 
 function describe(layer: Layer, shown: string, parent: Layer | undefined): ImageInfo {
   const { format, storage, files, opened } = layer
-  const facts = format.facts(opened.layout, storage)
+  const facts = format.facts(opened.layout, storage, [storage, ...files])
   return {
     'virtual-size': opened.size,
     filename: shown,
