@@ -133,8 +133,14 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
   }
 }
 
-/** Opens a further file of a layer at the first of these places where there is one. */
-function openBeside(path: string, name: string, candidates: readonly string[], gate: Gate, readOnly: boolean): Storage {
+/** Opens a further file of a layer at the first of these places where there is one. @throws NOT_FOUND naming them */
+export function openBeside(
+  path: string,
+  name: string,
+  candidates: readonly string[],
+  gate: Gate,
+  readOnly: boolean,
+): Storage {
   for (const candidate of candidates) {
     try {
       return gate.open(resolve(candidate), readOnly)

@@ -18,7 +18,10 @@ export function parseSize(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?$/i.exec(text.trim())
   const unit = match && UNITS[match[2]!.toLowerCase()]
   if (!match || unit === undefined || unit === null)
-    throw new VdiskError('USAGE', `'${text}' is not a size: expected a number and one of K, M, G, T, P, such as 512M or 1.5T`)
+    throw new VdiskError(
+      'USAGE',
+      `'${text}' is not a size: expected a number and one of K, M, G, T, P, such as 512M or 1.5T`,
+    )
   const bytes = Math.round(Number(match[1]) * unit)
   if (!Number.isSafeInteger(bytes)) throw new VdiskError('USAGE', `size '${text}' is too large`)
   return bytes
