@@ -83,7 +83,7 @@ export function openChain(path: string, options: ChainOptions): Layer[] {
   try {
     const { format, readOnly, snapshot } = options
     const gate = new Gate(file, options.backingDirs)
-    layers.push({ ...openLayer(storage, gate, options, { format, readOnly, snapshot, lock: options.lock }), path })
+    layers.push({ ...openLayer(storage, gate, options, { format, readOnly, snapshot, lockedAlready: false }), path })
     if (!options.parents) return layers
     for (let request = layers[0]!.opened.parent; request; request = layers.at(-1)!.opened.parent)
       layers.push(openParent(layers, request, gate, options))
@@ -99,17 +99,18 @@ interface LayerOptions {
   readonly format: string | undefined
   readonly readOnly: boolean
   readonly snapshot: string | undefined
-  readonly lock: boolean
+  /** The image itself is locked; its further files are not. */
+  readonly lockedAlready: boolean
 }
 
 function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: LayerOptions): Layer {
   const { path } = storage
   const { readOnly, snapshot } = wanted
   const lock = (file: Storage) => {
-    if (wanted.lock && !lockImage(file, { write: !readOnly }))
+    if (options.lock && !lockImage(file, { write: !readOnly }))
       options.warn(`${file.path}: this file system has no locks; take care that nobody else writes to the image`)
   }
-  lock(storage)
+  if (!wanted.lockedAlready) lock(storage)
   const format = wanted.format === undefined ? detectFormat(storage) : findFormat(wanted.format)
   if (snapshot !== undefined && !format.snapshots)
     throw new VdiskError('USAGE', `no snapshot '${snapshot}': format ${format.name} has none inside`, { path })
@@ -202,8 +203,8 @@ function tryParent(
     const { format, snapshot } = request
     refuseLoop(layers, storage, snapshot)
     // An image that holds its own parents is locked already, by its topmost layer.
-    const lock = options.lock && !layers.some((layer) => identity(layer.storage) === identity(storage))
-    const layer = openLayer(storage, gate, options, { format, readOnly: true, snapshot, lock })
+    const lockedAlready = layers.some((layer) => identity(layer.storage) === identity(storage))
+    const layer = openLayer(storage, gate, options, { format, readOnly: true, snapshot, lockedAlready })
     const warn = (message: string) => options.warn(`${layers.at(-1)!.path}: ${message}`)
     const { mtimeMs } = statSync(storage.path)
     try {
