@@ -4,7 +4,7 @@ import { Region } from '../../metadata/region.js'
 import { PAGE } from '../../metadata/shared.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
-import { BAT_ENTRY_SIZE, HEADER_SIZE, headerCodec } from './header.js'
+import { BAT_ENTRY_SIZE, HEADER, HEADER_SIZE } from './header.js'
 import type { ImageLayout } from './layout.js'
 import { State } from './layout.js'
 
@@ -76,12 +76,11 @@ export class Bat {
 
   /** Changes header fields; undefined leaves one as it is. */
   setHeader(fields: { inUse?: number; flags?: number; extOff?: number }): void {
-    const { at, size } = headerCodec
-    this.#region.touch(0, size)
-    if (fields.inUse !== undefined) this.#region.setU32le(at.inUse, fields.inUse)
-    if (fields.flags !== undefined) this.#region.setU32le(at.flags, fields.flags)
+    this.#region.touch(0, HEADER_SIZE)
+    if (fields.inUse !== undefined) this.#region.setU32le(HEADER.offsetOf('inUse'), fields.inUse)
+    if (fields.flags !== undefined) this.#region.setU32le(HEADER.offsetOf('flags'), fields.flags)
     if (fields.extOff === undefined) return
-    this.#region.setU32le(at.extOff, fields.extOff % 2 ** 32)
-    this.#region.setU32le(at.extOff + 4, Math.floor(fields.extOff / 2 ** 32))
+    this.#region.setU32le(HEADER.offsetOf('extOff'), fields.extOff % 2 ** 32)
+    this.#region.setU32le(HEADER.offsetOf('extOff') + 4, Math.floor(fields.extOff / 2 ** 32))
   }
 }

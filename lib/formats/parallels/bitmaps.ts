@@ -23,9 +23,9 @@ import {
   bitmapsTrusted,
   type Geometry,
   geometryOf,
+  HEADER,
   HEADER_SIZE,
   type Header,
-  headerCodec,
   InUse,
   readHeader,
   SECTOR,
@@ -200,7 +200,7 @@ function pointTo(storage: Storage, header: Header, place: number): void {
   const bytes = new Uint8Array(HEADER_SIZE)
   header.extOff = place / SECTOR
   header.inUse = InUse.CLOSED
-  headerCodec.encode(header, bytes)
+  HEADER.write(header, bytes)
   storage.write(bytes, 0, HEADER_SIZE, 0)
   storage.sync()
 }

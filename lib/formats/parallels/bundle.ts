@@ -18,8 +18,8 @@ import type {
   Opened,
   OpenedFile,
 } from '../driver.js'
+import { FlatDriver } from '../flat.js'
 import { PartsDriver } from '../parts.js'
-import { raw } from '../raw.js'
 import { checkImage } from './check.js'
 import { type DescribedImage, type DescribedStorage, type Descriptor, readDescriptor } from './descriptor.js'
 import { ImageDriver } from './driver.js'
@@ -166,7 +166,7 @@ function attachPart({ image, file, stateStart, stateEnd, length }: PartLayout, c
     state: context.state.subarray(stateStart, stateEnd),
     space: context.space?.of(ref),
   }
-  return image ? new ImageDriver(image, own) : raw.attach({ size: length }, own)
+  return image ? new ImageDriver(image, own) : new FlatDriver(length, own)
 }
 
 export function bundleFacts({ snapshot, top, snapshots, parts }: BundleLayout, files: readonly Facts[]): Facts {

@@ -23,16 +23,15 @@ import {
   FLAG_EMPTY,
   type Geometry,
   geometryOf,
+  HEADER,
   HEADER_SIZE,
   type Header,
-  headerCodec,
   headerProblems,
   InUse,
   MAX_ENTRY,
   readHeader,
   SECTOR,
 } from './header.js'
-import { viewOf } from './record.js'
 
 const CHUNK = 1 << 20
 const ZEROS = Buffer.alloc(65536)
@@ -85,7 +84,7 @@ class Check {
     this.#checkHeader()
     if (wasOpen)
       this.#report('corruption', 'in-use', 'it is in use, or was left in use', this.#all, {
-        offset: headerCodec.at.inUse,
+        offset: HEADER.offsetOf('inUse'),
         found: `0x${InUse.OPEN.toString(16)}`,
         expected: `0x${InUse.CLOSED.toString(16)}`,
       })
@@ -132,7 +131,7 @@ class Check {
 
   #writeHeader(): void {
     const bytes = new Uint8Array(HEADER_SIZE)
-    headerCodec.encode(this.#header, bytes)
+    HEADER.write(this.#header, bytes)
     this.#storage.write(bytes, 0, HEADER_SIZE, 0)
     this.#storage.sync()
   }
@@ -302,7 +301,7 @@ class Check {
     if ((this.#header.flags & FLAG_EMPTY) !== 0) return
     const perChunk = CHUNK / BAT_ENTRY_SIZE
     const chunk = new Uint8Array(CHUNK)
-    const view = viewOf(chunk)
+    const view = new DataView(chunk.buffer)
     const batStart = HEADER_SIZE
     for (let first = 0; first < entries; first += perChunk) {
       const count = Math.min(perChunk, entries - first)
@@ -320,7 +319,7 @@ class Check {
   #setEntry(index: number, offset: number): void {
     this.#mark()
     const bytes = new Uint8Array(BAT_ENTRY_SIZE)
-    viewOf(bytes).setUint32(0, offset / this.#geometry.unit, true)
+    new DataView(bytes.buffer).setUint32(0, offset / this.#geometry.unit, true)
     this.#storage.write(bytes, 0, BAT_ENTRY_SIZE, HEADER_SIZE + index * BAT_ENTRY_SIZE)
   }
 

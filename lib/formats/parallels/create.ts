@@ -4,16 +4,7 @@ import { VdiskError } from '../../util/errors.js'
 import { MiB } from '../../util/sizes.js'
 import type { CreateContext } from '../driver.js'
 import type { OptionSpec } from '../options.js'
-import {
-  BAT_ENTRY_SIZE,
-  HEADER_SIZE,
-  type Header,
-  headerCodec,
-  InUse,
-  MAGIC_CLUSTERS,
-  SECTOR,
-  VERSION,
-} from './header.js'
+import { BAT_ENTRY_SIZE, HEADER, HEADER_SIZE, type Header, InUse, MAGIC_CLUSTERS, SECTOR, VERSION } from './header.js'
 
 /** What everybody makes, for many years. */
 const DEFAULT_CLUSTER = MiB
@@ -49,7 +40,7 @@ export function createExpanding({ storage, path, size, options }: CreateContext)
       { path },
     )
   const bytes = new Uint8Array(HEADER_SIZE)
-  headerCodec.encode(header, bytes)
+  HEADER.write(header, bytes)
   storage.write(bytes, 0, HEADER_SIZE, 0)
   // The BAT is zeros: a hole.
   storage.truncate(header.dataOff * SECTOR)

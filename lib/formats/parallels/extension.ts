@@ -6,10 +6,9 @@
 
 import { createHash } from 'node:crypto'
 import type { Storage } from '../../storage/storage.js'
-import { formatGuid, parseGuid } from '../../util/guid.js'
 import { MiB } from '../../util/sizes.js'
-import { type Geometry, SECTOR } from './header.js'
-import { readU64, recordCodec, TOO_LARGE, viewOf, writeU64 } from './record.js'
+import { bytes, guid, reserved, Struct, u32 } from '../../util/struct.js'
+import { type Geometry, SECTOR, u64Limitless } from './header.js'
 
 /** As it lies on disk, so that no 64-bit number is needed: 0xAB234CEF23DCEA87. */
 const EXTENSION_MAGIC = '87eadc23ef4c23ab'
@@ -31,24 +30,23 @@ const L1_ENTRY = 8
 export const L1_CLEAR = 0
 export const L1_SET = 1
 
-const extensionHeader = recordCodec({ magic: ['bytes', 8], checkSum: ['bytes', 16] }, CHECKED_FROM)
+const EXTENSION = new Struct('format extension', CHECKED_FROM, 'little', { magic: bytes(8), checkSum: bytes(16) })
 
-const featureHeader = recordCodec(
-  { magic: ['bytes', 8], flags: ['u64', 8], dataSize: ['u32', 4], unused32: ['u32', 4] },
-  24,
-)
+const FEATURE = new Struct('feature', 24, 'little', {
+  magic: bytes(8),
+  flags: u64Limitless,
+  dataSize: u32,
+  unused32: reserved(4),
+})
 
-const bitmapHeader = recordCodec(
-  {
-    /** In sectors: the disk's size. */
-    size: ['u64', 8],
-    id: ['bytes', 16],
-    /** Sectors that one bit stands for. */
-    granularity: ['u32', 4],
-    l1Size: ['u32', 4],
-  },
-  32,
-)
+const BITMAP = new Struct('dirty bitmap', 32, 'little', {
+  /** In sectors: the disk's size. */
+  size: u64Limitless,
+  id: guid('big'),
+  /** Sectors that one bit stands for. */
+  granularity: u32,
+  l1Size: u32,
+})
 
 /** A dirty bitmap. */
 export interface Bitmap {
@@ -95,9 +93,9 @@ export function loadExtension(storage: Storage, geometry: Geometry, offset: numb
   if (wrong) return { error: `its offset, byte ${offset}, ${wrong}` }
   if (clusterSize > MAX_EXTENSION_CLUSTER)
     return { error: `its cluster has ${clusterSize} bytes, expected at most ${MAX_EXTENSION_CLUSTER}` }
-  const bytes = new Uint8Array(clusterSize)
-  storage.read(bytes, 0, clusterSize, offset)
-  return parseExtension(bytes, geometry, storage.size())
+  const cluster = new Uint8Array(clusterSize)
+  storage.read(cluster, 0, clusterSize, offset)
+  return parseExtension(cluster, geometry, storage.size())
 }
 
 /** What is wrong with the offset of a cluster, or undefined. */
@@ -112,23 +110,23 @@ export function wrongClusterOffset(
   return undefined
 }
 
-export function parseExtension(bytes: Uint8Array, geometry: Geometry, fileSize: number): LoadedExtension {
-  const { magic, checkSum } = extensionHeader.decode(bytes)
+export function parseExtension(cluster: Uint8Array, geometry: Geometry, fileSize: number): LoadedExtension {
+  const { magic, checkSum } = EXTENSION.read(cluster)
   if (hex(magic) !== EXTENSION_MAGIC) return { error: `its magic is ${hex(magic)}, expected ${EXTENSION_MAGIC}` }
-  const sum = md5(bytes)
+  const sum = md5(cluster)
   if (hex(checkSum) !== hex(sum)) return { error: `its MD5 is ${hex(checkSum)}, expected ${hex(sum)}` }
   const features: Feature[] = []
   let bitmaps = 0
   for (let at = CHECKED_FROM; ; ) {
-    if (at + featureHeader.size > bytes.length) return { error: 'its features have no end' }
-    const header = featureHeader.decode(bytes, at)
-    const dataAt = at + featureHeader.size
+    if (at + FEATURE.size > cluster.length) return { error: 'its features have no end' }
+    const header = FEATURE.read(cluster, at)
+    const dataAt = at + FEATURE.size
     const name = hex(header.magic)
     if (name === END_MAGIC) return { extension: { features } }
-    if (dataAt + header.dataSize > bytes.length)
+    if (dataAt + header.dataSize > cluster.length)
       return { error: `its feature ${name} has ${header.dataSize} bytes, which end behind the cluster` }
-    if (header.flags === TOO_LARGE) return { error: `its feature ${name} has flags that are unknown` }
-    const data = bytes.slice(dataAt, dataAt + header.dataSize)
+    if (header.flags === Number.POSITIVE_INFINITY) return { error: `its feature ${name} has flags that are unknown` }
+    const data = cluster.slice(dataAt, dataAt + header.dataSize)
     const feature = describe(name, header.flags, data, geometry, fileSize)
     if (feature.bitmap && ++bitmaps > MAX_BITMAPS) return { error: `it has more than ${MAX_BITMAPS} bitmaps` }
     features.push(feature)
@@ -146,8 +144,8 @@ function describe(magic: string, flags: number, data: Uint8Array, geometry: Geom
 
 /** @returns the bitmap, or what is wrong with it. */
 function parseBitmap(data: Uint8Array, geometry: Geometry, fileSize: number): Bitmap | string {
-  if (data.length < bitmapHeader.size) return `the bitmap has ${data.length} bytes, expected at least 32`
-  const { size, id, granularity: sectors, l1Size } = bitmapHeader.decode(data)
+  if (data.length < BITMAP.size) return `the bitmap has ${data.length} bytes, expected at least 32`
+  const { size, id, granularity: sectors, l1Size } = BITMAP.read(data)
   if (size * SECTOR !== geometry.size)
     return `the bitmap is for ${size} sectors, expected ${geometry.size / SECTOR}, the disk's size`
   if (sectors === 0 || (sectors & (sectors - 1)) !== 0)
@@ -155,31 +153,27 @@ function parseBitmap(data: Uint8Array, geometry: Geometry, fileSize: number): Bi
   const granularity = sectors * SECTOR
   const expected = l1Entries(geometry, granularity)
   if (l1Size !== expected) return `the bitmap's L1 table has ${l1Size} entries, expected ${expected}`
-  if (data.length < bitmapHeader.size + l1Size * L1_ENTRY)
-    return `the bitmap's L1 table of ${l1Size} entries is cut off`
-  const view = viewOf(data)
+  if (data.length < BITMAP.size + l1Size * L1_ENTRY) return `the bitmap's L1 table of ${l1Size} entries is cut off`
+  const view = new DataView(data.buffer, data.byteOffset, data.byteLength)
   const l1: number[] = []
   for (let i = 0; i < l1Size; i++) {
-    const entry = readU64(view, bitmapHeader.size + i * L1_ENTRY)
+    const entry = Number(view.getBigUint64(BITMAP.size + i * L1_ENTRY, true))
     const offset = entry <= L1_SET ? entry : entry * SECTOR
     const wrong = entry <= L1_SET ? undefined : wrongClusterOffset(offset, geometry, fileSize)
     if (wrong) return `the bitmap's L1 entry ${i}, byte ${offset}, ${wrong}`
     l1.push(offset)
   }
-  return { id: formatGuid(id, 'big'), granularity, l1 }
+  return { id, granularity, l1 }
 }
 
 /** A feature for a bitmap; `flags` as they were, or 0 for a new one. */
 export function bitmapFeature(bitmap: Bitmap, { size }: Geometry, flags = 0): Feature {
-  const data = new Uint8Array(bitmapHeader.size + bitmap.l1.length * L1_ENTRY)
+  const data = new Uint8Array(BITMAP.size + bitmap.l1.length * L1_ENTRY)
   const { id, granularity, l1 } = bitmap
-  bitmapHeader.encode(
-    { size: size / SECTOR, id: parseGuid(id, 'big'), granularity: granularity / SECTOR, l1Size: l1.length },
-    data,
-  )
-  const view = viewOf(data)
+  BITMAP.write({ size: size / SECTOR, id, granularity: granularity / SECTOR, l1Size: l1.length }, data)
+  const view = new DataView(data.buffer)
   l1.forEach((offset, i) => {
-    writeU64(view, bitmapHeader.size + i * L1_ENTRY, offset <= L1_SET ? offset : offset / SECTOR)
+    view.setBigUint64(BITMAP.size + i * L1_ENTRY, BigInt(offset <= L1_SET ? offset : offset / SECTOR), true)
   })
   return { magic: BITMAP_MAGIC, flags, data, bitmap, error: undefined }
 }
@@ -214,16 +208,16 @@ export function isOpaque(features: readonly Feature[]): boolean {
 
 /** @returns the cluster's bytes, or undefined where the features do not fit into it. */
 export function encodeExtension(features: readonly Feature[], clusterSize: number): Uint8Array | undefined {
-  if (l1Places(features).end + featureHeader.size > clusterSize) return undefined
-  const bytes = new Uint8Array(clusterSize)
+  if (l1Places(features).end + FEATURE.size > clusterSize) return undefined
+  const cluster = new Uint8Array(clusterSize)
   let at = CHECKED_FROM
   for (const { magic, flags, data } of features) {
-    featureHeader.encode({ magic: Buffer.from(magic, 'hex'), flags, dataSize: data.length, unused32: 0 }, bytes, at)
-    bytes.set(data, at + featureHeader.size)
-    at = align8(at + featureHeader.size + data.length)
+    FEATURE.write({ magic: Buffer.from(magic, 'hex'), flags, dataSize: data.length }, cluster, at)
+    cluster.set(data, at + FEATURE.size)
+    at = align8(at + FEATURE.size + data.length)
   }
-  extensionHeader.encode({ magic: Buffer.from(EXTENSION_MAGIC, 'hex'), checkSum: md5(bytes) }, bytes)
-  return bytes
+  EXTENSION.write({ magic: Buffer.from(EXTENSION_MAGIC, 'hex'), checkSum: md5(cluster) }, cluster)
+  return cluster
 }
 
 /** Where, in the cluster, each bitmap's L1 table is, and where the features end. */
@@ -231,16 +225,16 @@ export function l1Places(features: readonly Feature[]): { tables: number[]; end:
   const tables: number[] = []
   let at = CHECKED_FROM
   for (const { data, bitmap } of features) {
-    const dataAt = at + featureHeader.size
-    if (bitmap) tables.push(dataAt + bitmapHeader.size)
+    const dataAt = at + FEATURE.size
+    if (bitmap) tables.push(dataAt + BITMAP.size)
     at = align8(dataAt + data.length)
   }
   return { tables, end: at }
 }
 
 /** The MD5 of an extension's cluster, put into it. */
-export function seal(bytes: Uint8Array): void {
-  bytes.set(md5(bytes), extensionHeader.at.checkSum)
+export function seal(cluster: Uint8Array): void {
+  cluster.set(md5(cluster), EXTENSION.offsetOf('checkSum'))
 }
 
 function md5(cluster: Uint8Array): Uint8Array {
@@ -251,6 +245,6 @@ function align8(at: number): number {
   return Math.ceil(at / 8) * 8
 }
 
-function hex(bytes: Uint8Array): string {
-  return Buffer.from(bytes).toString('hex')
+function hex(part: Uint8Array): string {
+  return Buffer.from(part).toString('hex')
 }

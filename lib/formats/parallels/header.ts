@@ -5,7 +5,7 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
-import { recordCodec } from './record.js'
+import { ascii, type FieldType, type RecordOf, Struct, u32, u64 } from '../../util/struct.js'
 
 export const SECTOR = 512
 export const HEADER_SIZE = 64
@@ -35,28 +35,35 @@ export const InUse = {
 /** Bit of `flags`: the disk reads as zeros, whatever the BAT says. */
 export const FLAG_EMPTY = 1
 
-export const headerCodec = recordCodec(
-  {
-    magic: ['text', 16],
-    version: ['u32', 4],
-    heads: ['u32', 4],
-    cylinders: ['u32', 4],
-    /** Cluster size in sectors. */
-    tracks: ['u32', 4],
-    nbBatEntries: ['u32', 4],
-    /** Disk size in sectors; in images whose BAT is in sectors the low 32 bits only. */
-    nbSectors: ['u64', 8],
-    inUse: ['u32', 4],
-    /** Where the data area begins, in sectors. */
-    dataOff: ['u32', 4],
-    flags: ['u32', 4],
-    /** The format extension's cluster, in sectors; 0: none. */
-    extOff: ['u64', 8],
+/** A number of 64 bits; one that JavaScript cannot hold is as good as infinite, and beyond every limit. */
+export const u64Limitless: FieldType<number> = {
+  width: 8,
+  read({ view }, at) {
+    const value = view.getBigUint64(at, true)
+    return value > Number.MAX_SAFE_INTEGER ? Number.POSITIVE_INFINITY : Number(value)
   },
-  HEADER_SIZE,
-)
+  write: u64.write,
+}
 
-export type Header = ReturnType<typeof headerCodec.decode>
+export const HEADER = new Struct('Parallels header', HEADER_SIZE, 'little', {
+  magic: ascii(16),
+  version: u32,
+  heads: u32,
+  cylinders: u32,
+  /** Cluster size in sectors. */
+  tracks: u32,
+  nbBatEntries: u32,
+  /** Disk size in sectors; in images whose BAT is in sectors the low 32 bits only. */
+  nbSectors: u64Limitless,
+  inUse: u32,
+  /** Where the data area begins, in sectors. */
+  dataOff: u32,
+  flags: u32,
+  /** The format extension's cluster, in sectors; 0: none. */
+  extOff: u64Limitless,
+})
+
+export type Header = RecordOf<typeof HEADER>
 
 /** What follows from a header: where things are, in bytes. */
 export interface Geometry {
@@ -73,7 +80,7 @@ export interface Geometry {
 
 export function isParallels(head: Uint8Array): boolean {
   if (head.length < HEADER_SIZE) return false
-  const { magic } = headerCodec.decode(head)
+  const { magic } = HEADER.read(head)
   return magic === MAGIC_SECTORS || magic === MAGIC_CLUSTERS
 }
 
@@ -87,21 +94,27 @@ export function readHeader(storage: Storage): Header {
   const got = storage.read(bytes, 0, HEADER_SIZE, 0)
   if (!isParallels(bytes.subarray(0, got)))
     throw new VdiskError('FORMAT', 'it is no Parallels image: it does not begin with one of its two magics', { path })
-  const header = headerCodec.decode(bytes)
+  const header = HEADER.read(bytes)
   const { version, tracks, nbBatEntries, nbSectors } = header
   if (version !== VERSION)
     throw new VdiskError('UNSUPPORTED', `Parallels image of version ${version}, expected ${VERSION}`, { path })
   if (tracks === 0)
-    throw new VdiskError('CORRUPT', 'the cluster size (tracks) is 0 sectors, expected at least 1', { path, offset: 28 })
+    throw new VdiskError('CORRUPT', 'the cluster size (tracks) is 0 sectors, expected at least 1', {
+      path,
+      offset: HEADER.offsetOf('tracks'),
+    })
   const batEnd = HEADER_SIZE + nbBatEntries * BAT_ENTRY_SIZE
   if (batEnd > storage.size())
     throw new VdiskError(
       'CORRUPT',
       `the BAT of ${nbBatEntries} entries ends at byte ${batEnd}, behind the file's end at ${storage.size()}`,
-      { path, offset: 32 },
+      { path, offset: HEADER.offsetOf('nbBatEntries') },
     )
   if (nbSectors * SECTOR > Number.MAX_SAFE_INTEGER)
-    throw new VdiskError('CORRUPT', `the disk size of ${nbSectors} sectors is out of range`, { path, offset: 36 })
+    throw new VdiskError('CORRUPT', `the disk size of ${nbSectors} sectors is out of range`, {
+      path,
+      offset: HEADER.offsetOf('nbSectors'),
+    })
   return header
 }
 
@@ -145,7 +158,6 @@ export interface HeaderProblem {
 
 /** Rules of the header that reading can do without. */
 export function headerProblems(header: Header): HeaderProblem[] {
-  const { at } = headerCodec
   const { clusterSize, entries, size, dataStart } = geometryOf(header)
   const problems: HeaderProblem[] = []
   const expected = dataStart / SECTOR
@@ -154,7 +166,7 @@ export function headerProblems(header: Header): HeaderProblem[] {
     problems.push({
       what: 'data-offset',
       message: `the data area begins at sector ${header.dataOff}, expected ${expected}`,
-      offset: at.dataOff,
+      offset: HEADER.offsetOf('dataOff'),
       found: header.dataOff,
       expected,
       repair: (fixed) => {
@@ -165,7 +177,7 @@ export function headerProblems(header: Header): HeaderProblem[] {
     problems.push({
       what: 'disk-size',
       message: `the disk size has bits above its 32: ${header.nbSectors}, expected ${size / SECTOR}`,
-      offset: at.nbSectors,
+      offset: HEADER.offsetOf('nbSectors'),
       found: header.nbSectors,
       expected: size / SECTOR,
       repair: (fixed) => {
@@ -176,7 +188,7 @@ export function headerProblems(header: Header): HeaderProblem[] {
     problems.push({
       what: 'bat-size',
       message: `the BAT has ${entries} entries, expected ${Math.ceil(size / clusterSize)} for the disk's size`,
-      offset: at.nbBatEntries,
+      offset: HEADER.offsetOf('nbBatEntries'),
       found: entries,
       expected: Math.ceil(size / clusterSize),
       repair: undefined,

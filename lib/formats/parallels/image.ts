@@ -8,8 +8,8 @@ import {
   bitmapsTrusted,
   type Geometry,
   geometryOf,
+  HEADER,
   type Header,
-  headerCodec,
   headerProblems,
   InUse,
   readHeader,
@@ -90,7 +90,7 @@ function checkFirst(storage: Storage, header: Header, warn: (message: string) =>
   if (worst !== undefined)
     throw new VdiskError('CORRUPT', `${left}, and is damaged: ${worst}; ${REPAIR}`, {
       path: storage.path,
-      offset: headerCodec.at.inUse,
+      offset: HEADER.offsetOf('inUse'),
     })
   if (header.inUse === InUse.OPEN || leaks > 0)
     warn(`${left}; a check found ${leaks === 0 ? 'no errors' : `${leaks} leaked ranges and no errors`}`)

@@ -102,11 +102,20 @@ export function endSession(layout: ImageLayout, context: LayerContext, bat: Bat)
   metadata.commit()
   if (standIn !== 0) context.space!.add(standIn, layout.geometry.clusterSize)
   cutTail(context)
-  if (files[0]!.storage.size() > state[State.END]!) {
-    files[0]!.storage.truncate(state[State.END]!)
-    metadata.wrote(files[0]!.index)
-  }
+  if (truncated(files[0]!.storage, state[State.END]!)) metadata.wrote(files[0]!.index)
   metadata.barrier()
+}
+
+/** @returns false where there is nothing to cut off, or where it stays: a block device keeps its size. */
+function truncated(storage: Storage, size: number): boolean {
+  if (storage.size() <= size) return false
+  try {
+    storage.truncate(size)
+    return true
+  } catch (error) {
+    if (error instanceof VdiskError && error.code === 'UNSUPPORTED') return false
+    throw error
+  }
 }
 
 /** Puts the MD5 into the true extension, whose L1 tables and bits are on disk by now. */

@@ -3,8 +3,8 @@
 import t from 'tap'
 import {
   geometryOf,
+  HEADER,
   type Header,
-  headerCodec,
   headerProblems,
   InUse,
   isParallels,
@@ -31,10 +31,10 @@ const OLDER = Buffer.from(
 )
 
 const header = (parts: Partial<ImageParts> = {}): Header =>
-  headerCodec.decode(imageBytes({ cluster: 2048, sectors: 131072, dataOff: 2048, size: 64 * 1024, ...parts }))
+  HEADER.read(imageBytes({ cluster: 2048, sectors: 131072, dataOff: 2048, size: 64 * 1024, ...parts }))
 
 t.test('a header of Virtuozzo', async (t) => {
-  t.same(headerCodec.decode(VIRTUOZZO), {
+  t.same(HEADER.read(VIRTUOZZO), {
     magic: MAGIC_CLUSTERS,
     version: 2,
     heads: 16,
@@ -47,7 +47,7 @@ t.test('a header of Virtuozzo', async (t) => {
     flags: 0,
     extOff: 4096,
   })
-  t.same(geometryOf(headerCodec.decode(VIRTUOZZO)), {
+  t.same(geometryOf(HEADER.read(VIRTUOZZO)), {
     size: 68719476736,
     clusterSize: 1048576,
     entries: 65536,
@@ -56,12 +56,12 @@ t.test('a header of Virtuozzo', async (t) => {
     dataStart: 1048576,
   })
   const bytes = new Uint8Array(64)
-  headerCodec.encode(headerCodec.decode(VIRTUOZZO), bytes)
+  HEADER.write(HEADER.read(VIRTUOZZO), bytes)
   t.same(Buffer.from(bytes), VIRTUOZZO, 'and back')
 })
 
 t.test('a header of the older kind counts in sectors', async (t) => {
-  const older = headerCodec.decode(OLDER)
+  const older = HEADER.read(OLDER)
   t.equal(older.magic, MAGIC_SECTORS)
   t.match(geometryOf(older), { size: 2097152, clusterSize: 65536, unit: 512, dataStart: 65536 })
   t.same(headerProblems(older), [])
