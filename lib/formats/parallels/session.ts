@@ -7,6 +7,7 @@
  * the header refers to it again at the clean end, when it has its MD5.
  */
 
+import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import type { Bat } from './bat.js'
