@@ -85,8 +85,8 @@ const bitmaps: BitmapTools<Layout> = {
 
 export const parallels: Format<Layout> = {
   name: 'parallels',
-  aliases: ['prl', 'hdd'],
-  title: 'Parallels Desktop, Virtuozzo: expanding images, and bundles (a folder with DiskDescriptor.xml)',
+  aliases: [],
+  title: 'Parallels Desktop, Virtuozzo (images .hds, bundles .hdd)',
   extensions: ['.hds', '.hdd'],
   backing: false,
   folder: DESCRIPTOR_NAME,
