@@ -93,4 +93,11 @@ export const COMMANDS: readonly Command[] = [
     examples: ['bitmap list disk.hds', 'bitmap extents --json disk.hds NAME', 'bitmap add -g 64K disk.hds'],
     load: () => import('./commands/bitmap.js'),
   },
+  {
+    name: 'resize',
+    summary: 'give an image another size',
+    positionals: [IMAGE, { name: 'SIZE', help: 'the new size, or the change with a sign: +10G, -512M' }],
+    examples: ['resize disk.hds 200G', 'resize disk.hds +37M', 'resize --shrink disk.hds -1G'],
+    load: () => import('./commands/resize.js'),
+  },
 ]

@@ -374,4 +374,10 @@ export interface Format<Layout = unknown> {
    */
   check?(context: CheckContext): CheckTotals
   readonly bitmaps?: BitmapTools<Layout>
+  /**
+   * Gives an image that nobody else has open another size, in bytes, and makes that durable. What is new reads as zeros;
+   * what is behind a smaller end is gone. `files` as in `LayerContext`.
+   * @throws USAGE for a size that the format cannot have
+   */
+  resize?(layout: Layout, files: readonly Storage[], size: number): void
 }

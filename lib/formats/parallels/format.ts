@@ -13,6 +13,7 @@ import { imageFacts } from './facts.js'
 import { isParallels } from './header.js'
 import { openExpanding } from './image.js'
 import { firstState, type ImageLayout } from './layout.js'
+import { resizeExpanding } from './resize.js'
 
 type SingleLayout = ImageLayout & { readonly kind: 'image' }
 type Layout = SingleLayout | BundleLayout
@@ -108,4 +109,11 @@ export const parallels: Format<Layout> = {
     layout.kind === 'bundle' ? bundleFacts(layout, partFacts(layout, files)) : imageFacts(storage),
   check: (context) => (holdsDescriptor(context.storage) ? checkBundle(context) : checkImage(context.storage, context)),
   bitmaps,
+  resize(layout, files, size) {
+    if (layout.kind === 'bundle')
+      throw new VdiskError('UNSUPPORTED', 'a bundle has the size that its descriptor says, and keeps it', {
+        path: files[0]!.path,
+      })
+    resizeExpanding(files[0]!, size)
+  },
 }
