@@ -27,7 +27,12 @@ const TYPES_ONLY = { metadata: ['formats'] }
 const APART = ['formats', 'transports']
 
 /** The packages that only one place may use; other dependencies of package.json are for all. */
-const PACKAGES = { koffi: 'native/', 'fuse-native': 'transports/fuse-native/', yargs: 'cli/' }
+const PACKAGES = {
+  koffi: 'native/',
+  'fuse-native': 'transports/fuse-native/',
+  yargs: 'cli/',
+  'fast-xml-parser': 'formats/parallels/',
+}
 
 /** `import … from 'x'`, `export … from 'x'`, `import 'x'` at the beginning of a line, over several lines too. */
 const STATEMENT = /^[ \t]*(?:import|export)\s+(type\s+)?(?:[\w$*\s{},]+?\s+from\s+)?(['"])([^'"\n]+)\2/gm

@@ -75,4 +75,29 @@ export const COMMANDS: readonly Command[] = [
     examples: ['create -f vhd disk.vhd 20G', 'create -f vhd -b base.vhd child.vhd'],
     load: () => import('./commands/create.js'),
   },
+  {
+    name: 'check',
+    summary: 'look for faults in an image, and mend them',
+    positionals: [IMAGE],
+    examples: ['check disk.hds', 'check --repair all disk.hds'],
+    load: () => import('./commands/check.js'),
+  },
+  {
+    name: 'bitmap',
+    summary: 'dirty bitmaps: what was changed since a backup',
+    positionals: [
+      { name: 'ACTION', help: 'list, extents, add, clear, remove' },
+      IMAGE,
+      { name: 'NAME', optional: true, help: 'the bitmap; list needs none, add may choose one' },
+    ],
+    examples: ['bitmap list disk.hds', 'bitmap extents --json disk.hds NAME', 'bitmap add -g 64K disk.hds'],
+    load: () => import('./commands/bitmap.js'),
+  },
+  {
+    name: 'resize',
+    summary: 'give an image another size',
+    positionals: [IMAGE, { name: 'SIZE', help: 'the new size, or the change with a sign: +10G, -512M' }],
+    examples: ['resize disk.hds 200G', 'resize disk.hds +37M', 'resize --shrink disk.hds -1G'],
+    load: () => import('./commands/resize.js'),
+  },
 ]

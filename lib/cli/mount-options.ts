@@ -34,6 +34,7 @@ const VALUES: Readonly<Record<string, string>> = {
   gid: 'gid',
   umask: 'umask',
   format: 'format',
+  snapshot: 'snapshot',
   transport: 'transport',
   workers: 'workers',
   cache_size: 'cache-size',

@@ -16,14 +16,20 @@ export interface OptionSpec {
   readonly on: readonly CommandName[]
 }
 
-export type CommandName = 'mount' | 'umount' | 'list' | 'info' | 'map' | 'create'
+export type CommandName = 'mount' | 'umount' | 'list' | 'info' | 'map' | 'create' | 'check' | 'bitmap' | 'resize'
 
 export const OPTIONS: readonly OptionSpec[] = [
   { name: 'read-only', short: 'r', help: 'show the image read-only; it is opened read-only too', on: ['mount'] },
   { name: 'foreground', short: 'f', help: 'stay in front, log to standard error, end on Ctrl-C', on: ['mount'] },
   { name: 'format', value: 'FMT', help: 'the format of the image, instead of detecting it', on: ['mount'] },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of the new image', on: ['create'] },
-  { name: 'format', short: 'f', value: 'FMT', help: 'the format of the image, not detected', on: ['info', 'map'] },
+  {
+    name: 'format',
+    short: 'f',
+    value: 'FMT',
+    help: 'the format of the image, not detected',
+    on: ['info', 'map', 'check', 'bitmap', 'resize'],
+  },
   { name: 'transport', value: 'NAME', help: 'how the files are shown: kernel (the default)', on: ['mount'] },
   {
     name: 'options',
@@ -46,7 +52,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     value: 'DIR',
     repeats: true,
     help: "let the image's parents lie in this folder too, not only in the image's own",
-    on: ['mount', 'info', 'map'],
+    on: ['mount', 'info', 'map', 'check', 'bitmap', 'resize'],
   },
   { name: 'backing', short: 'b', value: 'FILE', help: 'make the image over this parent', on: ['create'] },
   { name: 'backing-format', short: 'F', value: 'FMT', help: 'the format of the parent', on: ['create'] },
@@ -56,17 +62,26 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'uid', value: 'N', help: 'the owner of the files (you)', on: ['mount'] },
   { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: ['mount'] },
   { name: 'umask', value: 'OCT', help: 'permission bits that the files do not have (077)', on: ['mount'] },
+  { name: 'snapshot', value: 'NAME|ID', help: 'show a snapshot inside the image, read-only', on: ['mount'] },
+  { name: 'repair', value: 'leaks|all', help: 'mend leaked space, or all that can be mended', on: ['check'] },
+  { name: 'shrink', help: 'a smaller size is meant, although data is cut off', on: ['resize'] },
+  { name: 'granularity', short: 'g', value: 'SIZE', help: 'how much one bit stands for (add)', on: ['bitmap'] },
   { name: 'chain', help: 'the parents too, the image first', on: ['info'] },
   { name: 'start-offset', short: 's', value: 'SIZE', help: 'begin at this byte of the disk', on: ['map'] },
   { name: 'max-length', short: 'l', value: 'SIZE', help: 'look at this many bytes at most', on: ['map'] },
-  { name: 'quiet', short: 'q', help: 'print nothing', on: ['create'] },
-  { name: 'json', help: 'JSON instead of text', on: ['list', 'info', 'map'] },
-  { name: 'output', value: 'human|json', help: "the same, in qemu-img's words", on: ['info', 'map'] },
+  { name: 'quiet', short: 'q', help: 'print nothing', on: ['create', 'check', 'resize'] },
+  { name: 'json', help: 'JSON instead of text', on: ['list', 'info', 'map', 'check', 'bitmap'] },
+  {
+    name: 'output',
+    value: 'human|json',
+    help: "the same, in qemu-img's words",
+    on: ['info', 'map', 'check', 'bitmap'],
+  },
   {
     name: 'help',
     short: 'h',
     help: 'this text',
-    on: ['mount', 'umount', 'list', 'info', 'map', 'create'],
+    on: ['mount', 'umount', 'list', 'info', 'map', 'create', 'check', 'bitmap', 'resize'],
   },
 ]
 

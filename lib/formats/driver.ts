@@ -89,6 +89,11 @@ export interface Driver {
   readonly size: number
   /** Guest bytes that are allocated together; writers of new data in one block wait for each other. */
   readonly blockSize: number
+  /**
+   * The whole blocks around a guest range, where they do not lie at multiples of `blockSize`: disks of several parts.
+   * Pure.
+   */
+  blocks?(offset: number, length: number): readonly [start: number, end: number]
   /** False where `map` looks at nothing that can change, so that it needs no lock. */
   readonly locked: boolean
   /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */
@@ -131,6 +136,19 @@ export interface Driver {
    */
   release?(offset: number, length: number, belowZero: boolean): number
 
+  /**
+   * How many guest bytes from `offset` on, at most `length`, are recorded as changed already. Shared lock. With
+   * `record`, for formats that keep dirty bitmaps.
+   */
+  recorded?(offset: number, length: number): number
+
+  /**
+   * Records that guest bytes from `offset` on are about to change, before they do. Exclusive lock; makes at most
+   * `changeSectors` sectors dirty.
+   * @returns for how many bytes that was done; 0 where room must be made by `grow` first.
+   */
+  record?(offset: number, length: number): number
+
   /** Called once before the first change of any kind (in-use marks, write GUIDs). No lock, one thread. */
   beginWriting?(): void
 
@@ -156,10 +174,25 @@ export interface Probe {
   readonly tail: Uint8Array
 }
 
+/** A further file of a layer, as `OpenContext.openFile` gives it. */
+export interface OpenedFile {
+  /** Its place in `LayerContext.files`. */
+  readonly index: number
+  readonly storage: Storage
+}
+
 export interface OpenContext {
   readonly storage: Storage
   readonly path: string
   readonly readOnly: boolean
+  /** The snapshot that is wanted, by its name or id; undefined: the newest state. Only for `Format.snapshots`. */
+  readonly snapshot?: string | undefined
+  /**
+   * Opens one more file of this layer, through the gate: the first of these absolute paths where there is one. It is
+   * writable and locked as the image itself, is closed with it, and becomes the next of `LayerContext.files`.
+   * @throws NOT_FOUND naming every place; GATE, IN_USE, and what opening throws
+   */
+  openFile?(name: string, candidates: readonly string[]): OpenedFile
   /** Opening goes on, and the user is told one line. */
   warn(message: string): void
 }
@@ -181,6 +214,8 @@ export interface ParentRequest {
   readonly candidates: readonly string[]
   /** The format that the image says it has; undefined: probe. */
   readonly format?: string | undefined
+  /** The snapshot of that file which is the parent; so a file can hold its own parents. */
+  readonly snapshot?: string | undefined
   /**
    * Throws a VdiskError where this file is not the parent that the image was made over (the next candidate is tried);
    * calls `warn` where it is but may have been changed.
@@ -219,8 +254,89 @@ export interface CreateContext {
   readonly backing: Backing | undefined
 }
 
+/** How bad a finding of `check` is: space that nobody uses; data that is wrong or in danger; worth knowing. */
+export type Severity = 'leak' | 'corruption' | 'warning'
+
+/** One thing that `check` found. */
+export interface Finding {
+  readonly severity: Severity
+  /** What kind of fault, for programs: `bat-range`, `shared-cluster`, `leak`, … */
+  readonly what: string
+  /** One line for people: where, what was found, what was expected. Without the file's name. */
+  readonly message: string
+  /** The file that it is in, where that is not the image itself. */
+  readonly path?: string
+  /** Byte offset in the file. */
+  readonly offset?: number
+  /** Byte offset on the disk. */
+  readonly guest?: number
+  readonly found?: string | number
+  readonly expected?: string | number
+  /** For how many clusters (blocks, sectors) it stands; 1 where it is not given. */
+  readonly count?: number
+  /** A repair can mend it. */
+  readonly repairable: boolean
+  /** It was mended now. */
+  readonly repaired: boolean
+}
+
+/** `leaks` gives leaked space back and changes nothing else; `all` mends what can be mended. */
+export type Repair = 'none' | 'leaks' | 'all'
+
+export interface CheckContext extends OpenContext {
+  readonly repair: Repair
+  /** Is told everything that is found, in no order that matters. */
+  found(finding: Finding): void
+}
+
+/** What a check counted, with qemu-img's meaning. */
+export interface CheckTotals {
+  /** Where the last used byte of the file is, plus 1. */
+  readonly imageEnd: number
+  readonly clusters: number
+  readonly allocated: number
+  readonly fragmented: number
+  readonly compressed: number
+}
+
+/** A dirty bitmap in an image. */
+export interface BitmapFacts {
+  readonly name: string
+  /** Bytes that one bit stands for. */
+  readonly granularity: number
+  /** `in-use`: it was not kept up to date, so that all of the disk counts as changed. `auto`: it records writes. */
+  readonly flags: readonly string[]
+}
+
+/** A range of the disk in bytes. */
+export interface ByteRange {
+  readonly start: number
+  readonly length: number
+}
+
+/** What can be done with the dirty bitmaps of an image that nobody else has open. `files` as in `LayerContext`. */
+export interface BitmapTools<Layout> {
+  list(layout: Layout, files: readonly Storage[]): BitmapFacts[]
+  /** What it calls changed: merged, in order. @throws NOT_FOUND */
+  extents(layout: Layout, files: readonly Storage[], name: string): Iterable<ByteRange>
+  /**
+   * Makes a new one with nothing changed.
+   * @param name undefined: the format chooses
+   * @param granularity in bytes; undefined: the format's usual one
+   * @returns its name
+   * @throws EXISTS, USAGE, NO_SPACE
+   */
+  add(layout: Layout, files: readonly Storage[], name: string | undefined, granularity: number | undefined): string
+  /** Says that nothing is changed. @throws NOT_FOUND */
+  clear(layout: Layout, files: readonly Storage[], name: string): void
+  /** @throws NOT_FOUND */
+  remove(layout: Layout, files: readonly Storage[], name: string): void
+}
+
 /** Facts of one image for `info`: the names are qemu-img's where it has them. */
-export type Facts = { readonly [name: string]: string | number | boolean | null | readonly string[] | Facts }
+export type Facts = {
+  readonly [name: string]: string | number | boolean | null | readonly string[] | readonly Facts[] | Facts
+}
 
 /** A format, as the registry knows it. `Layout` is its own. */
 export interface Format<Layout = unknown> {
@@ -234,6 +350,10 @@ export interface Format<Layout = unknown> {
   readonly extensions: readonly string[]
   /** True where a new image can have a parent. */
   readonly backing: boolean
+  /** The file in a folder that makes the folder an image of this format: `DiskDescriptor.xml`. */
+  readonly folder?: string
+  /** True where `OpenContext.snapshot` can be asked for. */
+  readonly snapshots?: boolean
   readonly createOptions: readonly OptionSpec[]
   /** True where the content is of this format, whether or not it is sound. */
   probe(probe: Probe): boolean
@@ -246,6 +366,18 @@ export interface Format<Layout = unknown> {
   attach(layout: Layout, context: LayerContext): Driver
   /** Writes an empty image and makes it durable. @throws USAGE for options and sizes that the format cannot have. */
   create(context: CreateContext): void
-  /** Format-specific facts for `info`. May read the whole table. */
-  facts(layout: Layout, storage: Storage): Facts
+  /** Format-specific facts for `info`. May read the whole table. `files` as in `LayerContext`, where there are several. */
+  facts(layout: Layout, storage: Storage, files?: readonly Storage[]): Facts
+  /**
+   * Looks for faults, and mends them where it is asked to. Opens images that `open` refuses.
+   * @throws where it cannot look
+   */
+  check?(context: CheckContext): CheckTotals
+  readonly bitmaps?: BitmapTools<Layout>
+  /**
+   * Gives an image that nobody else has open another size, in bytes, and makes that durable. What is new reads as zeros;
+   * what is behind a smaller end is gone. `files` as in `LayerContext`.
+   * @throws USAGE for a size that the format cannot have
+   */
+  resize?(layout: Layout, files: readonly Storage[], size: number): void
 }

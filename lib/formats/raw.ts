@@ -42,4 +42,8 @@ export const raw: Format<RawLayout> = {
   attach: ({ size }, context) => new FlatDriver(size, context),
   create,
   facts: () => ({}),
+  resize(_layout, [storage], size) {
+    storage!.truncate(size)
+    storage!.sync()
+  },
 }

@@ -2,11 +2,12 @@
 
 import { VdiskError } from '../util/errors.js'
 import type { Format, Probe } from './driver.js'
+import { parallels } from './parallels/format.js'
 import { raw } from './raw.js'
 import { vhd } from './vhd/format.js'
 
 /** In the order of detection; raw, which matches everything, comes last. */
-export const formats: readonly Format[] = [vhd, raw]
+export const formats: readonly Format[] = [vhd, parallels, raw]
 
 /** A format by its name or another name of it, in any case. @throws USAGE */
 export function findFormat(name: string): Format {

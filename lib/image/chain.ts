@@ -1,9 +1,9 @@
 /** From a path to the open layers of an image: detection, locks, parents through the gate, loops refused. */
 
-import { fstatSync, realpathSync, statSync } from 'node:fs'
-import { resolve } from 'node:path'
-import type { Format, Opened, ParentRequest } from '../formats/driver.js'
-import { detect, findFormat } from '../formats/registry.js'
+import { existsSync, fstatSync, realpathSync, statSync } from 'node:fs'
+import { join, resolve } from 'node:path'
+import type { Format, Opened, OpenedFile, ParentRequest } from '../formats/driver.js'
+import { detect, findFormat, formats } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
@@ -18,11 +18,22 @@ const MAX_LAYERS = 512
 const PROBE_HEAD = 65536
 const PROBE_TAIL = 1024
 
+/** False also where that cannot be seen: opening it says why. */
+function isFolder(path: string): boolean {
+  try {
+    return statSync(path).isDirectory()
+  } catch {
+    return false
+  }
+}
+
 export interface ChainOptions {
   readonly readOnly: boolean
   /** The format of the top layer; undefined: detected by content. */
   readonly format: string | undefined
   readonly backingDirs: readonly string[]
+  /** A snapshot in the top layer, by name or id, instead of its newest state. It can be read only. */
+  readonly snapshot?: string | undefined
   /** False: no locks are taken (looking at an image that somebody may be using). */
   readonly lock: boolean
   /** False: the top layer alone. */
@@ -36,8 +47,29 @@ export interface Layer {
   readonly format: Format
   /** The format was not given, and nothing but raw matched. */
   readonly guessedRaw: boolean
+  /** The image itself, and the further files of this layer. */
   readonly storage: Storage
+  readonly files: readonly Storage[]
+  /** The snapshot that this layer shows. */
+  readonly snapshot: string | undefined
   readonly opened: Opened<unknown>
+}
+
+export function closeLayers(layers: readonly Layer[]): void {
+  for (const layer of layers) for (const storage of [layer.storage, ...layer.files]) storage.close()
+}
+
+/**
+ * The file that an image begins with: the path itself or, where that is a folder, the file that makes it an image.
+ * @throws USAGE for a folder that is none
+ */
+export function imageFile(path: string): string {
+  if (!isFolder(path)) return path
+  const names = formats.flatMap(({ folder }) => folder ?? [])
+  const name = names.find((candidate) => existsSync(join(path, candidate)))
+  if (name !== undefined) return join(path, name)
+  const expected = names.length > 0 ? `, or a folder with ${names.join(' or ')}` : ''
+  throw new VdiskError('USAGE', `it is a directory; expected a file${expected}`, { path })
 }
 
 /**
@@ -46,35 +78,78 @@ export interface Layer {
  */
 export function openChain(path: string, options: ChainOptions): Layer[] {
   const layers: Layer[] = []
-  const storage = openFile(path, { readOnly: options.readOnly })
+  const file = imageFile(path)
+  const storage = openFile(file, { readOnly: options.readOnly })
   try {
-    layers.push(openLayer(storage, options, options.format, options.readOnly))
+    const { format, readOnly, snapshot } = options
+    const gate = new Gate(file, options.backingDirs)
+    layers.push({ ...openLayer(storage, gate, options, { format, readOnly, snapshot, lockedAlready: false }), path })
     if (!options.parents) return layers
-    const gate = new Gate(path, options.backingDirs)
     for (let request = layers[0]!.opened.parent; request; request = layers.at(-1)!.opened.parent)
       layers.push(openParent(layers, request, gate, options))
     return layers
   } catch (error) {
-    for (const layer of layers) layer.storage.close()
+    closeLayers(layers)
     if (layers.length === 0) storage.close()
     throw error
   }
 }
 
-function openLayer(storage: Storage, options: ChainOptions, name: string | undefined, readOnly: boolean): Layer {
+interface LayerOptions {
+  readonly format: string | undefined
+  readonly readOnly: boolean
+  readonly snapshot: string | undefined
+  /** The image itself is locked; its further files are not. */
+  readonly lockedAlready: boolean
+}
+
+function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: LayerOptions): Layer {
   const { path } = storage
-  if (options.lock && !lockImage(storage, { write: !readOnly }))
-    options.warn(`${path}: this file system has no locks; take care that nobody else writes to the image`)
-  const format = name === undefined ? detectFormat(storage) : findFormat(name)
+  const { readOnly, snapshot } = wanted
+  const lock = (file: Storage) => {
+    if (options.lock && !lockImage(file, { write: !readOnly }))
+      options.warn(`${file.path}: this file system has no locks; take care that nobody else writes to the image`)
+  }
+  if (!wanted.lockedAlready) lock(storage)
+  const format = wanted.format === undefined ? detectFormat(storage) : findFormat(wanted.format)
+  if (snapshot !== undefined && !format.snapshots)
+    throw new VdiskError('USAGE', `no snapshot '${snapshot}': format ${format.name} has none inside`, { path })
+  const files: Storage[] = []
+  const openFile = (name: string, candidates: readonly string[]): OpenedFile => {
+    const file = openBeside(path, name, candidates, gate, readOnly)
+    files.push(file)
+    lock(file)
+    return { index: files.length, storage: file }
+  }
   // Where the file really is decides what is beside it; messages keep the name that the user gave.
-  const opened = format.open({
-    storage,
-    path: realpathSync(path),
-    readOnly,
-    warn: (message) => options.warn(`${path}: ${message}`),
-  })
-  if (trace.enabled) trace(`${path}: ${format.name}, ${opened.size} bytes`)
-  return { path, format, guessedRaw: name === undefined && format.name === 'raw', storage, opened }
+  const warn = (message: string) => options.warn(`${path}: ${message}`)
+  try {
+    const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, warn })
+    if (trace.enabled) trace(`${path}: ${format.name}, ${opened.size} bytes`)
+    const guessedRaw = wanted.format === undefined && format.name === 'raw'
+    return { path, format, guessedRaw, storage, files, snapshot, opened }
+  } catch (error) {
+    for (const file of files) file.close()
+    throw error
+  }
+}
+
+/** Opens a further file of a layer at the first of these places where there is one. @throws NOT_FOUND naming them */
+export function openBeside(
+  path: string,
+  name: string,
+  candidates: readonly string[],
+  gate: Gate,
+  readOnly: boolean,
+): Storage {
+  for (const candidate of candidates) {
+    try {
+      return gate.open(resolve(candidate), readOnly)
+    } catch (error) {
+      if (!(error instanceof VdiskError) || error.code !== 'NOT_FOUND') throw error
+    }
+  }
+  throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: looked for ${candidates.join(', ')}`, { path })
 }
 
 /** Looks at the content alone: a name says nothing. */
@@ -100,10 +175,10 @@ function openParent(layers: readonly Layer[], request: ParentRequest, gate: Gate
       layer = tryParent(layers, request, candidate, gate, options)
     } catch (error) {
       if (!(error instanceof VdiskError)) throw error
-      if (error.code !== 'NOT_FOUND') refused ??= error
-      tried.push(error.code === 'GATE' ? `${candidate} (${withoutPath(error, candidate)})` : candidate)
-      if (error.code !== 'NOT_FOUND' && error.code !== 'GATE')
-        tried[tried.length - 1] += ` (${withoutPath(error, candidate)})`
+      // The host says so where there is no such file; otherwise it is there, and something in it is missing.
+      const absent = error.code === 'NOT_FOUND' && error.errno !== undefined
+      if (!absent) refused ??= error
+      tried.push(absent ? candidate : `${candidate} (${withoutPath(error, candidate)})`)
       continue
     }
     return layer
@@ -125,11 +200,19 @@ function tryParent(
 ): Layer {
   const storage = gate.open(resolve(candidate))
   try {
-    refuseLoop(layers, storage)
-    const layer = openLayer(storage, options, request.format, true)
+    const { format, snapshot } = request
+    refuseLoop(layers, storage, snapshot)
+    // An image that holds its own parents is locked already, by its topmost layer.
+    const lockedAlready = layers.some((layer) => identity(layer.storage) === identity(storage))
+    const layer = openLayer(storage, gate, options, { format, readOnly: true, snapshot, lockedAlready })
     const warn = (message: string) => options.warn(`${layers.at(-1)!.path}: ${message}`)
     const { mtimeMs } = statSync(storage.path)
-    request.verify({ path: storage.path, format: layer.format.name, layout: layer.opened.layout, mtimeMs }, warn)
+    try {
+      request.verify({ path: storage.path, format: layer.format.name, layout: layer.opened.layout, mtimeMs }, warn)
+    } catch (error) {
+      for (const file of layer.files) file.close()
+      throw error
+    }
     return layer
   } catch (error) {
     storage.close()
@@ -137,9 +220,9 @@ function tryParent(
   }
 }
 
-function refuseLoop(layers: readonly Layer[], storage: Storage): void {
+function refuseLoop(layers: readonly Layer[], storage: Storage, snapshot: string | undefined): void {
   const id = identity(storage)
-  if (id !== undefined && layers.some((layer) => identity(layer.storage) === id))
+  if (id !== undefined && layers.some((layer) => identity(layer.storage) === id && layer.snapshot === snapshot))
     throw new VdiskError('CORRUPT', 'it is its own parent: the chain of images is a loop', { path: storage.path })
 }
 

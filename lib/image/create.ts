@@ -8,7 +8,7 @@ import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import { VdiskError } from '../util/errors.js'
-import { openChain } from './chain.js'
+import { closeLayers, openChain } from './chain.js'
 import { chainOptions } from './open.js'
 
 export interface CreateOptions {
@@ -68,7 +68,7 @@ function openBacking(format: Format, request: CreateOptions): Backing {
       mtimeMs: statSync(path).mtimeMs,
     }
   } finally {
-    for (const layer of layers) layer.storage.close()
+    closeLayers(layers)
   }
 }
 

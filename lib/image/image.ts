@@ -211,9 +211,43 @@ export class Image {
    */
   write(buffer: Uint8Array, at: number, length: number, offset: number): void {
     this.#checkWrite(length, offset)
+    if (this.#top.record) this.#record(offset, length)
     for (let done = 0; done < length; ) {
       done += this.#overwrite(buffer, at + done, length - done, offset + done)
       if (done < length) done += this.#writeNew(buffer, at + done, length - done, offset + done)
+    }
+  }
+
+  /** Has the driver record that a range changes, before anything of it does. */
+  #record(offset: number, length: number): void {
+    const metadata = this.#metadata
+    const driver = this.#top
+    for (let done = 0; done < length; ) {
+      const left = length - done
+      done += metadata.shared(() => driver.recorded!(offset + done, left))
+      if (done < length) done += this.#change(() => driver.record!(offset + done, length - done))
+    }
+  }
+
+  /** One change of metadata, with the room that it needs; `change` returns 0 where the image must grow first. */
+  #change(change: () => number): number {
+    const metadata = this.#metadata
+    metadata.reserve(this.#top.changeSectors)
+    try {
+      for (;;) {
+        const done = metadata.exclusive(change)
+        if (done > 0) return done
+        metadata.growth.acquire()
+        try {
+          const now = metadata.exclusive(change)
+          if (now > 0) return now
+          this.#top.grow!()
+        } finally {
+          metadata.growth.release()
+        }
+      }
+    } finally {
+      metadata.unreserve()
     }
   }
 
@@ -267,8 +301,9 @@ export class Image {
   }
 
   /** The whole blocks around a range. */
-  #blocks(offset: number, length: number): [start: number, end: number] {
-    const { blockSize } = this.#top
+  #blocks(offset: number, length: number): readonly [start: number, end: number] {
+    const { blockSize, blocks } = this.#top
+    if (blocks) return this.#top.blocks!(offset, length)
     return [Math.floor(offset / blockSize) * blockSize, Math.ceil((offset + length) / blockSize) * blockSize]
   }
 
@@ -332,6 +367,7 @@ export class Image {
    */
   zero(offset: number, length: number, unmap: boolean): void {
     this.#checkWrite(length, offset)
+    if (this.#top.record) this.#record(offset, length)
     for (let done = 0; done < length; ) {
       const n = this.#release(offset + done, length - done)
       done += n > 0 ? n : this.#zeroInPlace(offset + done, length - done, unmap)
@@ -342,8 +378,8 @@ export class Image {
   #release(offset: number, length: number): number {
     const metadata = this.#metadata
     const driver = this.#top
-    const { blockSize, size } = driver
-    const whole = offset % blockSize === 0 && (length >= blockSize || offset + length === size)
+    const [start, end] = this.#blocks(offset, 1)
+    const whole = offset === start && offset + length >= Math.min(end, driver.size)
     if (!driver.release || !whole) return 0
     const n = Math.min(length, RELEASE_CHUNK)
     metadata.ranges.acquire(offset, offset + n)

@@ -2,7 +2,7 @@
 
 import { basename, dirname, resolve } from 'node:path'
 import type { Facts } from '../formats/driver.js'
-import { type Layer, openChain } from './chain.js'
+import { closeLayers, type Layer, openChain } from './chain.js'
 import { chainOptions, type OpenOptions } from './open.js'
 
 /** As `qemu-img info --output=json`. */
@@ -19,13 +19,13 @@ export interface ImageInfo {
 }
 
 function describe(layer: Layer, shown: string, parent: Layer | undefined): ImageInfo {
-  const { format, storage, opened } = layer
-  const facts = format.facts(opened.layout, storage)
+  const { format, storage, files, opened } = layer
+  const facts = format.facts(opened.layout, storage, [storage, ...files])
   return {
     'virtual-size': opened.size,
     filename: shown,
     format: format.name,
-    'actual-size': storage.allocated(),
+    'actual-size': [storage, ...files].reduce((sum, file) => sum + file.allocated(), 0),
     ...(opened.parent && { 'backing-filename': opened.parent.name }),
     ...(parent && { 'full-backing-filename': parent.path, 'backing-filename-format': parent.format.name }),
     ...(Object.keys(facts).length > 0 && { 'format-specific': { type: format.name, data: facts } }),
@@ -41,7 +41,7 @@ export function imageInfo(path: string, options: OpenOptions = {}): ImageInfo {
   try {
     return describe(layers[0]!, path, undefined)
   } finally {
-    for (const layer of layers) layer.storage.close()
+    closeLayers(layers)
   }
 }
 
@@ -52,6 +52,6 @@ export function chainInfo(path: string, options: OpenOptions = {}): ImageInfo[] 
     const besideTop = (p: string) => (dirname(p) === dirname(resolve(path)) ? resolve(dirname(path), basename(p)) : p)
     return layers.map((layer, i) => describe(layer, i === 0 ? path : besideTop(layer.path), layers[i + 1]))
   } finally {
-    for (const layer of layers) layer.storage.close()
+    closeLayers(layers)
   }
 }

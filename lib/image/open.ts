@@ -4,8 +4,9 @@ import { basename } from 'node:path'
 import { findFormat } from '../formats/registry.js'
 import { makeShared } from '../metadata/shared.js'
 import type { Storage } from '../storage/storage.js'
+import { VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
-import { type ChainOptions, detectFormat, type Layer, openChain } from './chain.js'
+import { type ChainOptions, closeLayers, detectFormat, type Layer, openChain } from './chain.js'
 import { Image, type ImageShape, type LayerHandle } from './image.js'
 
 export const DEFAULT_CACHE_SIZE = 32 * MiB
@@ -15,6 +16,8 @@ export interface OpenOptions {
   readonly readOnly?: boolean
   /** The format; default: found by looking at the content. */
   readonly format?: string | undefined
+  /** A snapshot in the image, by name or id, instead of its newest state. It can be read only. */
+  readonly snapshot?: string | undefined
   /** Folders besides the image's own from which files that the image names may be opened. */
   readonly backingDirs?: readonly string[]
   /** Bytes of the metadata cache; default 32 MiB, at least 1 MiB. */
@@ -30,8 +33,9 @@ export interface OpenOptions {
 /** Fills in what openChain wants to know. */
 export function chainOptions(options: OpenOptions): ChainOptions {
   return {
-    readOnly: options.readOnly ?? false,
+    readOnly: options.readOnly ?? options.snapshot !== undefined,
     format: options.format,
+    snapshot: options.snapshot,
     backingDirs: options.backingDirs ?? [],
     lock: options.lock ?? true,
     parents: true,
@@ -44,14 +48,16 @@ export function chainOptions(options: OpenOptions): ChainOptions {
  * @throws VdiskError with one line that names the file; nothing stays open or locked then.
  */
 export function openImage(path: string, options: OpenOptions = {}): Image {
-  const layers = openChain(path, chainOptions(options))
+  const chain = chainOptions(options)
+  if (chain.snapshot !== undefined && !chain.readOnly)
+    throw new VdiskError('USAGE', 'a snapshot can be opened read-only only', { path })
+  const layers = openChain(path, chain)
   try {
-    if (layers[0]!.guessedRaw && !options.readOnly)
+    if (layers[0]!.guessedRaw && !chain.readOnly)
       options.warn?.(`${basename(path)}: no format was recognised, so it is taken as raw; say --format raw if it is`)
-    const storages = layers.map((layer) => layer.storage)
-    return Image.first(makeShape(layers, options), storages)
+    return Image.first(makeShape(layers, chain.readOnly, options), layers.flatMap(filesOf))
   } catch (error) {
-    for (const layer of layers) layer.storage.close()
+    closeLayers(layers)
     throw error
   }
 }
@@ -69,22 +75,30 @@ export function openStorages(storages: readonly Storage[], options: OpenOptions 
     const readOnly = depth > 0 || (options.readOnly ?? false)
     const warn = (message: string) => options.warn?.(`${path}: ${message}`)
     const opened = format.open({ storage, path, readOnly, warn })
-    return { path, format, guessedRaw: name === undefined && format.name === 'raw', storage, opened }
+    const guessedRaw = name === undefined && format.name === 'raw'
+    return { path, format, guessedRaw, storage, files: [], snapshot: undefined, opened }
   })
-  return Image.first(makeShape(layers, options), storages)
+  return Image.first(makeShape(layers, options.readOnly ?? false, options), storages)
 }
 
-function makeShape(layers: readonly Layer[], options: OpenOptions): ImageShape {
+function filesOf(layer: Layer): Storage[] {
+  return [layer.storage, ...layer.files]
+}
+
+function makeShape(layers: readonly Layer[], readOnly: boolean, options: OpenOptions): ImageShape {
   let stateNumbers = 0
-  const described: LayerHandle[] = layers.map((layer, i) => {
+  const files: Storage[] = []
+  const described: LayerHandle[] = layers.map((layer) => {
     const stateStart = stateNumbers
     stateNumbers += layer.opened.state.length
+    const firstFile = files.length
+    files.push(...filesOf(layer))
     return {
       path: layer.path,
       format: layer.format.name,
       layout: layer.opened.layout,
       size: layer.opened.size,
-      files: [i],
+      files: filesOf(layer).map((_, i) => firstFile + i),
       stateStart,
       state: layer.opened.state,
     }
@@ -92,11 +106,11 @@ function makeShape(layers: readonly Layer[], options: OpenOptions): ImageShape {
   const shape = makeShared({
     threads: options.threads ?? 1,
     cacheSize: options.cacheSize ?? DEFAULT_CACHE_SIZE,
-    files: layers.length,
+    files: files.length,
     stateNumbers,
   })
   return {
-    readOnly: options.readOnly ?? false,
+    readOnly,
     layers: described,
     shape,
   }

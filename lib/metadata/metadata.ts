@@ -66,7 +66,7 @@ export class Metadata {
     this.ranges = new Ranges(views.rangeWords, views.rangeBounds, thread, shape.threads, this.lock)
     this.growth = new Mutex(views.control, Control.GROWTH_MUTEX, thread, this.lock)
     this.cache = new PageCache(shape, views)
-    this.space = new SpaceList(views, this.lock, files[writable[0] ?? 0])
+    this.space = new SpaceList(views, this.lock, files, writable[0] ?? 0)
     this.#committer = new Committer(this, views, files, writable, writeOut)
     this.#sectorLimit = views.stagedFile.length
     this.#pageLimit = shape.pages / 2

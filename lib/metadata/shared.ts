@@ -89,6 +89,8 @@ export interface SharedViews {
   readonly pendingLength: Float64Array
   readonly readyOffset: Float64Array
   readonly readyLength: Float64Array
+  readonly pendingFile: Int32Array
+  readonly readyFile: Int32Array
 }
 
 /** Hands out parts of a buffer one after the other; with no buffer it only counts. */
@@ -146,6 +148,8 @@ function carve(shape: Omit<SharedShape, 'buffer'>, c: Carver): SharedViews {
     pendingLength: c.f64(SPACE_ENTRIES),
     readyOffset: c.f64(SPACE_ENTRIES),
     readyLength: c.f64(SPACE_ENTRIES),
+    pendingFile: c.i32(SPACE_ENTRIES),
+    readyFile: c.i32(SPACE_ENTRIES),
     stagedOffset: c.f64(staged),
     stagedFile: c.i32(staged),
     stagedOrder: c.i32(staged),

@@ -1,5 +1,6 @@
 /**
- * Host space of the top layer that may be used again, shared by all threads. What is freed waits for the commit that
+ * Host space of the top layer that may be used again, shared by all threads; a layer of several files has one list, of
+ * which each file sees its own part. What is freed waits for the commit that
  * removes its last reference and until no thread can still be on it; then it is punched, so that it reads as zeros, and
  * can be taken.
  *
@@ -16,14 +17,22 @@ const trace = makeTrace('space')
 export class SpaceList {
   readonly #v: SharedViews
   readonly #lock: RwLock
-  readonly #file: FileRef | undefined
+  readonly #files: readonly FileRef[]
+  readonly #file: number
   readonly #capacity: number
 
-  constructor(views: SharedViews, lock: RwLock, file: FileRef | undefined) {
+  /** @param file the number of the file whose space this is about: what is freed and taken here is that file's. */
+  constructor(views: SharedViews, lock: RwLock, files: readonly FileRef[], file: number) {
     this.#v = views
     this.#lock = lock
+    this.#files = files
     this.#file = file
     this.#capacity = views.pendingOffset.length
+  }
+
+  /** The same list as another file of the layer sees it. */
+  of(file: FileRef): SpaceList {
+    return new SpaceList(this.#v, this.#lock, this.#files, file.index)
   }
 
   /** Frees a range of the file. Exclusive lock. */
@@ -36,6 +45,7 @@ export class SpaceList {
     }
     v.pendingOffset[n] = offset
     v.pendingLength[n] = length
+    v.pendingFile[n] = this.#file
     v.control[Control.SPACE_PENDING] = n + 1
   }
 
@@ -44,7 +54,7 @@ export class SpaceList {
     const v = this.#v
     for (let i = v.control[Control.SPACE_READY]! - 1; i >= 0; i--) {
       const has = v.readyLength[i]!
-      if (has < length) continue
+      if (has < length || v.readyFile[i] !== this.#file) continue
       const offset = v.readyOffset[i]!
       if (has === length) this.#removeReady(i)
       else {
@@ -61,7 +71,7 @@ export class SpaceList {
     const v = this.#v
     for (let i = 0; i < v.control[Control.SPACE_READY]!; i++) {
       const offset = v.readyOffset[i]!
-      if (offset + v.readyLength[i]! !== end) continue
+      if (offset + v.readyLength[i]! !== end || v.readyFile[i] !== this.#file) continue
       this.#removeReady(i)
       return offset
     }
@@ -70,9 +80,9 @@ export class SpaceList {
 
   /** Adds space that nothing refers to, found by a scan: punches it and makes it takeable. No lock held. */
   add(offset: number, length: number): void {
-    if (!this.#punch(offset, length)) return
+    if (!this.#punch(this.#file, offset, length)) return
     this.#lock.acquireExclusive()
-    this.#addReady(offset, length)
+    this.#addReady(this.#file, offset, length)
     this.#lock.releaseExclusive()
   }
 
@@ -81,8 +91,10 @@ export class SpaceList {
     const v = this.#v
     this.#lock.acquireExclusive()
     try {
-      for (let i = 0; i < v.control[Control.SPACE_PENDING]!; i++) visit(v.pendingOffset[i]!, v.pendingLength[i]!)
-      for (let i = 0; i < v.control[Control.SPACE_READY]!; i++) visit(v.readyOffset[i]!, v.readyLength[i]!)
+      for (let i = 0; i < v.control[Control.SPACE_PENDING]!; i++)
+        if (v.pendingFile[i] === this.#file) visit(v.pendingOffset[i]!, v.pendingLength[i]!)
+      for (let i = 0; i < v.control[Control.SPACE_READY]!; i++)
+        if (v.readyFile[i] === this.#file) visit(v.readyOffset[i]!, v.readyLength[i]!)
     } finally {
       this.#lock.releaseExclusive()
     }
@@ -118,23 +130,26 @@ export class SpaceList {
     const sealed = v.control[Control.SPACE_SEALED]!
     // Entries below `sealed` are the committer's alone: others only append.
     const punched: boolean[] = []
-    for (let i = 0; i < sealed; i++) punched.push(this.#punch(v.pendingOffset[i]!, v.pendingLength[i]!))
+    for (let i = 0; i < sealed; i++)
+      punched.push(this.#punch(v.pendingFile[i]!, v.pendingOffset[i]!, v.pendingLength[i]!))
     this.#lock.acquireExclusive()
-    for (let i = 0; i < sealed; i++) if (punched[i]) this.#addReady(v.pendingOffset[i]!, v.pendingLength[i]!)
+    for (let i = 0; i < sealed; i++)
+      if (punched[i]) this.#addReady(v.pendingFile[i]!, v.pendingOffset[i]!, v.pendingLength[i]!)
     const pending = v.control[Control.SPACE_PENDING]!
     v.pendingOffset.copyWithin(0, sealed, pending)
     v.pendingLength.copyWithin(0, sealed, pending)
+    v.pendingFile.copyWithin(0, sealed, pending)
     v.control[Control.SPACE_PENDING] = pending - sealed
     v.control[Control.SPACE_SEALED] = 0
     this.#lock.releaseExclusive()
   }
 
   /** False where the range could not be made zeros: it stays leaked rather than show old data. */
-  #punch(offset: number, length: number): boolean {
+  #punch(file: number, offset: number, length: number): boolean {
     try {
-      this.#file!.storage.punch(offset, length)
+      this.#files[file]!.storage.punch(offset, length)
       // The next barrier must cover it: what is put here counts on the zeros.
-      Atomics.store(this.#v.unsynced, this.#file!.index, 1)
+      Atomics.store(this.#v.unsynced, file, 1)
       return true
     } catch (error) {
       if (trace.enabled) trace(`cannot free ${length} bytes at ${offset}: ${error}`)
@@ -142,7 +157,7 @@ export class SpaceList {
     }
   }
 
-  #addReady(offset: number, length: number): void {
+  #addReady(file: number, offset: number, length: number): void {
     const v = this.#v
     const n = v.control[Control.SPACE_READY]!
     if (n === this.#capacity) {
@@ -151,6 +166,7 @@ export class SpaceList {
     }
     v.readyOffset[n] = offset
     v.readyLength[n] = length
+    v.readyFile[n] = file
     v.control[Control.SPACE_READY] = n + 1
   }
 
@@ -159,6 +175,7 @@ export class SpaceList {
     const last = v.control[Control.SPACE_READY]! - 1
     v.readyOffset[i] = v.readyOffset[last]!
     v.readyLength[i] = v.readyLength[last]!
+    v.readyFile[i] = v.readyFile[last]!
     v.control[Control.SPACE_READY] = last
   }
 }

@@ -24,6 +24,8 @@ import { isAlive, type ProcessIdentity } from './processes.js'
 export interface MountOptions {
   readonly readOnly: boolean
   readonly format?: string | undefined
+  /** The snapshot inside the image that is shown. */
+  readonly snapshot?: string | undefined
   readonly transport: string
   readonly backingDirs: readonly string[]
   readonly workers?: number | undefined

@@ -57,6 +57,7 @@ async function begin(
   const image = openImage(config.image, {
     readOnly: options.readOnly,
     format: options.format,
+    snapshot: options.snapshot,
     backingDirs: options.backingDirs,
     threads: transport.threads(options),
     warn: listener.warning,

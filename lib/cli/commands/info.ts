@@ -57,6 +57,8 @@ const SHOWN: ReadonlySet<string> = new Set([
 function factLines(facts: Facts, indent: string): string[] {
   return Object.entries(facts).flatMap(([name, value]) => {
     const label = `${indent}${name.replaceAll('-', ' ')}:`
+    if (Array.isArray(value) && typeof value[0] === 'object')
+      return [label, ...value.flatMap((item: Facts, i) => factLines({ [`[${i}]`]: item }, `${indent}    `))]
     if (Array.isArray(value)) return [`${label} ${value.join(', ') || 'none'}`]
     if (value !== null && typeof value === 'object') return [label, ...factLines(value as Facts, `${indent}    `)]
     return [`${label} ${value ?? 'none'}`]

@@ -35,6 +35,7 @@ function facts({ mountpoint, image, format, size, pid, log, error, options }: Re
       'read-only': options.readOnly,
       transport: options.transport,
       ...(options.format === undefined ? {} : { format: options.format }),
+      ...(options.snapshot === undefined ? {} : { snapshot: options.snapshot }),
       'backing-dirs': options.backingDirs,
       ...(options.workers === undefined ? {} : { workers: options.workers }),
       ...(options.cacheSize === undefined ? {} : { 'cache-size': options.cacheSize }),

@@ -25,7 +25,9 @@ export async function run(args: Arguments, io: Io): Promise<number> {
     image: resolve(image),
     mountpoint: resolve(mountpoint),
     options: {
-      readOnly: given.readOnly,
+      // A snapshot is what it is.
+      readOnly: given.readOnly || given.value('snapshot') !== undefined,
+      snapshot: given.value('snapshot'),
       format: given.value('format'),
       transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, TRANSPORT_NAMES),
       backingDirs: given.values('backing-dir').map((dir) => resolve(dir)),

@@ -1,0 +1,206 @@
+/** Dirty bitmaps of an expanding image that nobody has open: listed, shown, added, cleared, removed. */
+
+import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
+import { parseGuid, randomGuid } from '../../util/guid.js'
+import { KiB } from '../../util/sizes.js'
+import type { BitmapFacts, ByteRange } from '../driver.js'
+import { checkImage } from './check.js'
+import {
+  type Bitmap,
+  bitmapFeature,
+  bitsPerCluster,
+  encodeExtension,
+  type Feature,
+  keptFeatures,
+  L1_CLEAR,
+  L1_SET,
+  l1Entries,
+  MAX_BITMAPS,
+  withL1,
+} from './extension.js'
+import {
+  bitmapsTrusted,
+  type Geometry,
+  geometryOf,
+  HEADER,
+  HEADER_SIZE,
+  type Header,
+  InUse,
+  readHeader,
+  SECTOR,
+} from './header.js'
+import { extensionOf } from './image.js'
+
+/** As Virtuozzo makes them. */
+const DEFAULT_GRANULARITY = 64 * KiB
+const MAX_GRANULARITY = 2 ** 31 * SECTOR
+
+interface State {
+  readonly header: Header
+  readonly geometry: Geometry
+  readonly features: readonly Feature[]
+}
+
+function stateOf(storage: Storage): State {
+  const header = readHeader(storage)
+  const geometry = geometryOf(header)
+  const loaded = extensionOf(storage, header, geometry)
+  if (loaded && 'error' in loaded)
+    throw new VdiskError('CORRUPT', `its format extension cannot be used: ${loaded.error}`, { path: storage.path })
+  return { header, geometry, features: loaded?.extension.features ?? [] }
+}
+
+function bitmapsOf(state: State): Bitmap[] {
+  return state.features.flatMap(({ bitmap }) => bitmap ?? [])
+}
+
+/** The GUID as it is listed. @throws USAGE */
+function idOf(name: string): string {
+  parseGuid(name, 'big')
+  return name.replace(/[{}]/g, '').toLowerCase()
+}
+
+function find(storage: Storage, state: State, name: string): Bitmap {
+  const wanted = name.replace(/[{}]/g, '').toLowerCase()
+  const found = bitmapsOf(state).find(({ id }) => id === wanted)
+  if (found) return found
+  const names = bitmapsOf(state).map(({ id }) => id)
+  throw new VdiskError('NOT_FOUND', `no bitmap '${name}'; it has: ${names.join(', ') || 'none'}`, {
+    path: storage.path,
+  })
+}
+
+export function listBitmaps(storage: Storage): BitmapFacts[] {
+  const state = stateOf(storage)
+  const flags = bitmapsTrusted(state.header) ? [] : ['in-use']
+  return bitmapsOf(state).map(({ id, granularity }) => ({ name: id, granularity, flags }))
+}
+
+/** Every bit that is set, merged into ranges. All of the disk where nobody knows better. */
+export function* bitmapExtents(storage: Storage, name: string): Generator<ByteRange> {
+  const state = stateOf(storage)
+  const { size } = state.geometry
+  const bitmap = find(storage, state, name)
+  let start = -1
+  const { granularity } = bitmap
+  const runs = bitmapsTrusted(state.header) ? setRuns(storage, state.geometry, bitmap) : [{ bit: 0, set: true }]
+  for (const { bit, set } of runs) {
+    if (set && start < 0) start = bit * granularity
+    if (set || start < 0) continue
+    yield { start, length: bit * granularity - start }
+    start = -1
+  }
+  if (start >= 0 && start < size) yield { start, length: size - start }
+}
+
+/** The bits at which runs of set and of clear bits begin. */
+function* setRuns(storage: Storage, geometry: Geometry, bitmap: Bitmap): Generator<{ bit: number; set: boolean }> {
+  const { clusterSize } = geometry
+  const bits = Math.ceil(geometry.size / bitmap.granularity)
+  const buffer = new Uint8Array(Math.min(clusterSize, 64 * KiB))
+  let set = false
+  for (const [i, entry] of bitmap.l1.entries()) {
+    const first = i * bitsPerCluster(clusterSize)
+    if (entry <= L1_SET) {
+      if (set !== (entry === L1_SET)) yield { bit: first, set: !set }
+      set = entry === L1_SET
+      continue
+    }
+    const bytes = Math.min(clusterSize, Math.ceil((bits - first) / 8))
+    for (let done = 0; done < bytes; done += buffer.length) {
+      const count = Math.min(buffer.length, bytes - done)
+      buffer.fill(0, storage.read(buffer, 0, count, entry + done))
+      for (let b = 0; b < count; b++) {
+        const byte = buffer[b]!
+        if (byte === (set ? 0xff : 0)) continue
+        for (let k = 0; k < 8; k++)
+          if ((((byte >> k) & 1) === 1) !== set) {
+            set = !set
+            const bit = first + (done + b) * 8 + k
+            if (bit < bits) yield { bit, set }
+          }
+      }
+    }
+  }
+}
+
+export function addBitmap(storage: Storage, name: string | undefined, granularity = DEFAULT_GRANULARITY): string {
+  const state = stateOf(storage)
+  const { geometry } = state
+  const id = name === undefined ? randomGuid() : idOf(name)
+  const wrong = granularity < SECTOR || granularity > MAX_GRANULARITY || !Number.isInteger(Math.log2(granularity))
+  if (wrong) throw new VdiskError('USAGE', `granularity ${granularity}: expected a power of two from ${SECTOR} on`)
+  if (bitmapsOf(state).some((bitmap) => bitmap.id === id))
+    throw new VdiskError('EXISTS', `it has a bitmap '${id}' already`, { path: storage.path })
+  if (bitmapsOf(state).length === MAX_BITMAPS)
+    throw new VdiskError('NO_SPACE', `it has ${MAX_BITMAPS} bitmaps, and can have no more`, { path: storage.path })
+  const entries = l1Entries(geometry, granularity)
+  if (entries * 8 > geometry.clusterSize) throw tooMany(storage, granularity)
+  const l1 = new Array<number>(entries).fill(L1_CLEAR)
+  replace(storage, state, [...known(state), bitmapFeature({ id, granularity, l1 }, geometry)])
+  return id
+}
+
+function tooMany(storage: Storage, granularity: number | undefined): VdiskError {
+  const size = granularity === undefined ? '' : ` of granularity ${granularity}`
+  return new VdiskError('NO_SPACE', `a bitmap${size} does not fit into the format extension; a coarser one may`, {
+    path: storage.path,
+  })
+}
+
+/** The features that stay, whose bitmaps are all set where nobody kept them. */
+function known({ header, geometry, features }: State): Feature[] {
+  const kept = keptFeatures(features)
+  return bitmapsTrusted(header) ? kept : withL1(kept, geometry, () => L1_SET)
+}
+
+export function clearBitmap(storage: Storage, name: string): void {
+  const state = stateOf(storage)
+  const { id } = find(storage, state, name)
+  const clear = (feature: Feature) => withL1([feature], state.geometry, () => L1_CLEAR)[0]!
+  replace(
+    storage,
+    state,
+    known(state).map((feature) => (feature.bitmap?.id === id ? clear(feature) : feature)),
+  )
+}
+
+export function removeBitmap(storage: Storage, name: string): void {
+  const state = stateOf(storage)
+  const { id } = find(storage, state, name)
+  replace(
+    storage,
+    state,
+    known(state).filter(({ bitmap }) => bitmap?.id !== id),
+  )
+}
+
+/**
+ * Writes other features. The header always refers to a whole extension: to a new one at the file's end, until the old
+ * one's cluster is written. What is not used any more is freed.
+ */
+function replace(storage: Storage, { header, geometry }: State, features: readonly Feature[]): void {
+  const { clusterSize, dataStart } = geometry
+  const bytes = features.length > 0 ? encodeExtension(features, clusterSize) : undefined
+  if (features.length > 0 && !bytes) throw tooMany(storage, undefined)
+  const before = header.extOff * SECTOR
+  const clusters = Math.max(0, Math.ceil((storage.size() - dataStart) / clusterSize))
+  const atEnd = dataStart + clusters * clusterSize
+  for (const place of bytes ? (before === 0 ? [atEnd] : [atEnd, before]) : [0]) {
+    if (bytes) storage.write(bytes, 0, clusterSize, place)
+    storage.sync()
+    pointTo(storage, header, place)
+  }
+  // The rest of what this left behind: the cluster at the end, and those of bits.
+  checkImage(storage, { repair: 'leaks', found: () => {} })
+}
+
+function pointTo(storage: Storage, header: Header, place: number): void {
+  const bytes = new Uint8Array(HEADER_SIZE)
+  header.extOff = place / SECTOR
+  header.inUse = InUse.CLOSED
+  HEADER.write(header, bytes)
+  storage.write(bytes, 0, HEADER_SIZE, 0)
+  storage.sync()
+}

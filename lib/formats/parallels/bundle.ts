@@ -1,0 +1,241 @@
+/**
+ * Bundles: a folder with DiskDescriptor.xml. The disk is cut into storages that lie side by side, and has a file for every
+ * storage and every snapshot. A snapshot is one layer, made of a part for each storage; its parent is another snapshot of
+ * the same bundle.
+ */
+
+import { basename, dirname, isAbsolute, join } from 'node:path'
+import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
+import { formatGuid, NIL_GUID, parseGuid } from '../../util/guid.js'
+import type {
+  CheckContext,
+  CheckTotals,
+  Driver,
+  Facts,
+  LayerContext,
+  OpenContext,
+  Opened,
+  OpenedFile,
+} from '../driver.js'
+import { FlatDriver } from '../flat.js'
+import { PartsDriver } from '../parts.js'
+import { checkImage } from './check.js'
+import { type DescribedImage, type DescribedStorage, type Descriptor, readDescriptor } from './descriptor.js'
+import { ImageDriver } from './driver.js'
+import { imageFacts } from './facts.js'
+import { openExpanding } from './image.js'
+import { firstState, type ImageLayout } from './layout.js'
+
+/** A part of a layer: one file. */
+export interface PartLayout {
+  /** Guest bytes. */
+  readonly start: number
+  readonly length: number
+  /** Its place in the layer's files. */
+  readonly file: number
+  /** Its numbers among the layer's. */
+  readonly stateStart: number
+  readonly stateEnd: number
+  /** What the descriptor calls it, and what it is; undefined: a plain file. */
+  readonly name: string
+  readonly image: ImageLayout | undefined
+}
+
+export interface BundleLayout {
+  readonly kind: 'bundle'
+  readonly size: number
+  readonly snapshot: string
+  readonly top: string
+  /** GUIDs, and of each the parent's. */
+  readonly snapshots: readonly (readonly [guid: string, parent: string])[]
+  readonly parts: readonly PartLayout[]
+}
+
+/** As the descriptor writes them. */
+const braced = (guid: string) => `{${guid}}`
+
+/** @throws CORRUPT, UNSUPPORTED, NOT_FOUND naming the missing part, GATE, IO */
+export function openBundle(context: OpenContext): Opened<BundleLayout> {
+  const descriptor = readDescriptor(context.storage)
+  const snapshot = snapshotOf(descriptor, context)
+  const parent = descriptor.parents.get(snapshot)!
+  const parts: PartLayout[] = []
+  const state: number[] = []
+  for (const storage of descriptor.storages) {
+    const part = openPart(storage, snapshot, parent !== NIL_GUID, context, state.length)
+    parts.push(part.layout)
+    state.push(...part.state)
+  }
+  const { size, top, parents } = descriptor
+  const layout: BundleLayout = { kind: 'bundle', size, snapshot, top, snapshots: [...parents], parts }
+  return { layout, size, state, ...(parent === NIL_GUID ? {} : { parent: parentRequest(context.path, parent) }) }
+}
+
+function snapshotOf({ parents, top }: Descriptor, { snapshot, path }: OpenContext): string {
+  const wanted = snapshot === undefined ? top : guidOf(snapshot)
+  if (wanted !== undefined && parents.has(wanted)) return wanted
+  const known = [...parents.keys()].map(braced).join(', ')
+  throw new VdiskError('NOT_FOUND', `no snapshot '${snapshot ?? braced(top)}'; it has: ${known}`, { path })
+}
+
+function guidOf(text: string): string | undefined {
+  try {
+    return formatGuid(parseGuid(text, 'big'), 'big')
+  } catch {
+    return undefined
+  }
+}
+
+function parentRequest(path: string, guid: string) {
+  return {
+    name: braced(guid),
+    candidates: [path],
+    format: 'parallels',
+    snapshot: guid,
+    // It is the same bundle.
+    verify: () => {},
+  }
+}
+
+function openPart(
+  storage: DescribedStorage,
+  snapshot: string,
+  hasParent: boolean,
+  context: OpenContext,
+  stateStart: number,
+): { layout: PartLayout; state: readonly number[] } {
+  const { start, end, images, clusterSize } = storage
+  const described = images.find(({ guid }) => guid === snapshot)
+  const where = `the storage of sectors ${start / 512} to ${end / 512}`
+  if (!described)
+    throw new VdiskError('CORRUPT', `${where} has no image of snapshot ${braced(snapshot)}`, { path: context.path })
+  const file = openFile(described, context)
+  const length = end - start
+  const base = { start, length, file: file.index, stateStart, name: described.file }
+  if (described.plain) {
+    checkPlain(file, length, hasParent, context)
+    return { layout: { ...base, stateEnd: stateStart, image: undefined }, state: [] }
+  }
+  const warn = (message: string) => context.warn(`${described.file}: ${message}`)
+  const image = openExpanding(file.storage, { readOnly: context.readOnly, parent: hasParent, warn })
+  const { size } = image.geometry
+  if (size < length)
+    throw new VdiskError('CORRUPT', `its disk has ${size} bytes, expected ${length} for ${where}`, {
+      path: file.storage.path,
+    })
+  if (image.geometry.clusterSize !== clusterSize)
+    warn(`its clusters have ${image.geometry.clusterSize} bytes, where the descriptor says ${clusterSize}`)
+  const state = firstState(image, file.storage.size())
+  return { layout: { ...base, stateEnd: stateStart + state.length, image }, state }
+}
+
+function openFile({ file }: DescribedImage, context: OpenContext): OpenedFile {
+  if (!context.openFile) throw new VdiskError('INTERNAL', 'a bundle was opened without its files')
+  return context.openFile(file, placesOf(file, dirname(context.path)))
+}
+
+/** Where a part may be: where the descriptor says, or beside it, for bundles that were moved or come from elsewhere. */
+export function placesOf(file: string, folder: string): string[] {
+  const slashed = file.replaceAll('\\', '/')
+  const said = (name: string) => (isAbsolute(name) ? name : join(folder, name))
+  return [...new Set([said(file), said(slashed), join(folder, basename(slashed))])]
+}
+
+function checkPlain({ storage }: OpenedFile, length: number, hasParent: boolean, { warn, readOnly }: OpenContext) {
+  const { path } = storage
+  if (hasParent) throw new VdiskError('CORRUPT', 'a plain image cannot have a parent', { path })
+  const size = storage.size()
+  if (size >= length) return
+  const message = `it has ${size} bytes, expected ${length}`
+  if (!readOnly) throw new VdiskError('CORRUPT', `not opened for writing: ${message}`, { path })
+  warn(`${path}: ${message}; what is missing reads as zeros`)
+}
+
+export function attachBundle({ parts }: BundleLayout, context: LayerContext): Driver {
+  return new PartsDriver(
+    parts.map((part) => ({ start: part.start, length: part.length, driver: attachPart(part, context) })),
+  )
+}
+
+function attachPart({ image, file, stateStart, stateEnd, length }: PartLayout, context: LayerContext): Driver {
+  const ref = context.files[file]!
+  const own = {
+    ...context,
+    files: [ref],
+    state: context.state.subarray(stateStart, stateEnd),
+    space: context.space?.of(ref),
+  }
+  return image ? new ImageDriver(image, own) : new FlatDriver(length, own)
+}
+
+export function bundleFacts({ snapshot, top, snapshots, parts }: BundleLayout, files: readonly Facts[]): Facts {
+  return {
+    snapshot: braced(snapshot),
+    'top-snapshot': braced(top),
+    snapshots: snapshots.map(([guid, parent]) => braced(guid) + (parent === NIL_GUID ? '' : ` over ${braced(parent)}`)),
+    storages: parts.map(({ start, length, name, image }, i) => ({
+      start,
+      length,
+      file: name,
+      type: image ? 'expanding' : 'plain',
+      ...(files[i] && { image: files[i] }),
+    })),
+  }
+}
+
+/** Facts of every part, from its file. */
+export function partFacts({ parts }: BundleLayout, files: readonly Storage[]): Facts[] {
+  return parts.map(({ image, file }) => (image && files[file] ? imageFacts(files[file]) : {}))
+}
+
+/** Checks every image of every snapshot. */
+export function checkBundle(context: CheckContext): CheckTotals {
+  const { storages } = readDescriptor(context.storage)
+  let totals: CheckTotals = { imageEnd: 0, clusters: 0, allocated: 0, fragmented: 0, compressed: 0 }
+  for (const { images, start, end } of storages)
+    for (const image of images) {
+      const found = checkPart(image, end - start, context)
+      if (found) totals = sum(totals, found)
+    }
+  return totals
+}
+
+function checkPart(image: DescribedImage, length: number, context: CheckContext): CheckTotals | undefined {
+  const { file, plain } = image
+  const broken = (message: string) =>
+    context.found({
+      severity: 'corruption',
+      what: 'part',
+      message: `${file}: ${message}`,
+      repairable: false,
+      repaired: false,
+    })
+  let opened: OpenedFile
+  try {
+    opened = openFile(image, context)
+  } catch (error) {
+    if (!(error instanceof VdiskError) || error.code !== 'NOT_FOUND') throw error
+    broken('it is missing')
+    return undefined
+  }
+  const { storage } = opened
+  const { path } = storage
+  if (!plain)
+    return checkImage(storage, {
+      repair: context.repair,
+      found: (finding) => context.found({ ...finding, path, message: `${file}: ${finding.message}` }),
+    })
+  if (storage.size() < length) broken(`it has ${storage.size()} bytes, expected ${length}`)
+  return undefined
+}
+
+function sum(a: CheckTotals, b: CheckTotals): CheckTotals {
+  return {
+    imageEnd: a.imageEnd + b.imageEnd,
+    clusters: a.clusters + b.clusters,
+    allocated: a.allocated + b.allocated,
+    fragmented: a.fragmented + b.fragmented,
+    compressed: 0,
+  }
+}

@@ -1,0 +1,126 @@
+/**
+ * Looks for clusters that nothing refers to, between those that were there when the image was opened, so that they are
+ * used before the file grows. Once, when room is wanted for the first time, while others go on reading and writing.
+ */
+
+import { Region } from '../../metadata/region.js'
+import { makeTrace } from '../../util/trace.js'
+import type { LayerContext } from '../driver.js'
+import type { Bat } from './bat.js'
+import { type ImageLayout, INFLIGHT_SLOTS, Search, State } from './layout.js'
+import { l1Offset } from './tracker.js'
+
+const trace = makeTrace('parallels')
+
+/** Clusters that are looked for at a time: so many bits of memory. A larger file is searched in several rounds. */
+export const WINDOW = 2 ** 25
+
+/**
+ * Finds the gaps and makes them takeable. Only one thread at a time; no lock held.
+ * @returns true where there were some
+ */
+export function findGaps(layout: ImageLayout, context: LayerContext, bat: Bat): boolean {
+  const { metadata, state } = context
+  const { dataStart, clusterSize } = layout.geometry
+  const floor = state[State.FLOOR]!
+  const unknown = layout.extension?.opaque || metadata.threads > INFLIGHT_SLOTS
+  const clusters = unknown ? 0 : (floor - dataStart) / clusterSize
+  // From here on nobody takes freed space: what is taken already is in the slots or in the BAT.
+  const inFlight = metadata.exclusive(() => {
+    state[State.SEARCH] = clusters > 0 ? Search.RUNNING : Search.DONE
+    return state.slice(State.INFLIGHT, State.COUNT)
+  })
+  let found = false
+  try {
+    for (let from = 0; from < clusters; from += WINDOW) {
+      const used = new UsedClusters(dataStart + from * clusterSize, clusterSize, Math.min(WINDOW, clusters - from))
+      markBat(layout, context, bat, used)
+      markExtension(layout, context, used)
+      for (let i = 0; i < inFlight.length; i += 2) used.mark(inFlight[i]!, inFlight[i + 1]!)
+      context.space!.each((offset, length) => used.mark(offset, length))
+      for (const gap of used.gaps()) {
+        context.space!.add(gap.offset, gap.length)
+        found = true
+      }
+    }
+  } finally {
+    metadata.exclusive(() => {
+      state[State.SEARCH] = Search.DONE
+    })
+  }
+  if (trace.enabled) trace(`${context.files[0]!.storage.path}: looked for gaps, found ${found ? 'some' : 'none'}`)
+  return found
+}
+
+function markBat(layout: ImageLayout, { metadata }: LayerContext, bat: Bat, used: UsedClusters): void {
+  const { entries, clusterSize } = layout.geometry
+  for (let first = 0; first < entries; ) {
+    const stop = bat.pageEnd(first)
+    metadata.shared(() => {
+      for (let index = first; index < stop; index++) used.mark(bat.at(index), clusterSize)
+    })
+    first = stop
+  }
+}
+
+/** The clusters of the extension and of the bitmaps as they are while the image is written. */
+function markExtension({ extension, geometry }: ImageLayout, context: LayerContext, used: UsedClusters): void {
+  if (!extension) return
+  const { metadata, state, files } = context
+  const { clusterSize } = geometry
+  used.mark(extension.offset, clusterSize)
+  used.mark(state[State.STAND_IN]!, clusterSize)
+  const region = new Region(metadata, files[0]!, extension.offset, extension.offset + clusterSize, 0)
+  for (const { l1, l1Size } of extension.bitmaps)
+    for (let i = 0; i < l1Size; i++)
+      used.mark(
+        metadata.shared(() => l1Offset(region, l1, i)),
+        clusterSize,
+      )
+}
+
+/** Which of a number of clusters are in use: a bit for each. */
+export class UsedClusters {
+  readonly #start: number
+  readonly #clusterSize: number
+  readonly #count: number
+  readonly #bits: Uint8Array
+
+  /** @param start byte offset of the first; @param count how many there are */
+  constructor(start: number, clusterSize: number, count: number) {
+    this.#start = start
+    this.#clusterSize = clusterSize
+    this.#count = count
+    this.#bits = new Uint8Array(Math.ceil(count / 8))
+  }
+
+  /** Marks every cluster that a range of the file touches. @returns true where one of them was marked before. */
+  mark(offset: number, length: number): boolean {
+    const first = Math.max(0, Math.floor((offset - this.#start) / this.#clusterSize))
+    const end = Math.min(this.#count, Math.ceil((offset + length - this.#start) / this.#clusterSize))
+    let twice = false
+    for (let i = first; i < end; i++) {
+      const bit = 1 << (i & 7)
+      if ((this.#bits[i >> 3]! & bit) !== 0) twice = true
+      this.#bits[i >> 3]! |= bit
+    }
+    return twice
+  }
+
+  /** The ranges of the file that were not marked. */
+  *gaps(): Generator<{ offset: number; length: number }> {
+    for (let i = 0; i < this.#count; ) {
+      if (this.#isUsed(i)) {
+        i++
+        continue
+      }
+      const first = i
+      while (i < this.#count && !this.#isUsed(i)) i++
+      yield { offset: this.#start + first * this.#clusterSize, length: (i - first) * this.#clusterSize }
+    }
+  }
+
+  #isUsed(i: number): boolean {
+    return (this.#bits[i >> 3]! & (1 << (i & 7))) !== 0
+  }
+}

@@ -1,0 +1,230 @@
+/**
+ * Another size for an expanding image that nobody has open. The BAT lies in front of the data: where it grows into it, the
+ * clusters there move to the end of the file first.
+ *
+ * 1. the in-use mark → barrier
+ * 2. clusters that are in the way are copied to the end → barrier → BAT entries → barrier
+ * 3. new BAT entries are zeroed, an extension for the new size is written at the end → barrier
+ * 4. the header: sizes, data offset, extension and mark, in one sector → barrier
+ * 5. what nothing refers to any more is freed
+ *
+ * A crash before 4 leaves the old size, marked as in use, with leaked clusters.
+ */
+
+import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
+import { checkImage } from './check.js'
+import {
+  bitmapFeature,
+  encodeExtension,
+  type Feature,
+  isOpaque,
+  keptFeatures,
+  L1_CLEAR,
+  L1_SET,
+  l1Entries,
+} from './extension.js'
+import {
+  BAT_ENTRY_SIZE,
+  bitmapsTrusted,
+  type Geometry,
+  geometryOf,
+  HEADER,
+  HEADER_SIZE,
+  type Header,
+  InUse,
+  MAGIC_CLUSTERS,
+  MAX_ENTRY,
+  readHeader,
+  SECTOR,
+} from './header.js'
+import { extensionOf } from './image.js'
+
+const CHUNK = 1 << 20
+
+/**
+ * @param size bytes; rounded up to a sector
+ * @throws USAGE for a size that the image cannot have, NO_SPACE, CORRUPT
+ */
+export function resizeExpanding(storage: Storage, size: number): void {
+  new Resize(storage, Math.ceil(size / SECTOR) * SECTOR).run()
+}
+
+class Resize {
+  readonly #storage: Storage
+  readonly #header: Header
+  readonly #before: Geometry
+  readonly #after: Geometry
+  readonly #next: Header
+  readonly #trusted: boolean
+  /** Where the next cluster goes. */
+  #end: number
+  /** From the place of a cluster that was in the way to its new one. */
+  readonly #moved = new Map<number, number>()
+
+  constructor(storage: Storage, size: number) {
+    this.#storage = storage
+    this.#header = readHeader(storage)
+    this.#before = geometryOf(this.#header)
+    this.#trusted = bitmapsTrusted(this.#header)
+    this.#next = this.#newHeader(size)
+    this.#after = geometryOf(this.#next)
+    const { dataStart, clusterSize } = this.#before
+    this.#end = dataStart + Math.max(0, Math.ceil((storage.size() - dataStart) / clusterSize)) * clusterSize
+    // The end of the file may still be in front of where data begins from now on.
+    this.#end = Math.max(this.#end, this.#after.dataStart)
+  }
+
+  #newHeader(size: number): Header {
+    const { clusterSize, dataStart } = this.#before
+    const { magic } = this.#header
+    const entries = Math.ceil(size / clusterSize)
+    const sectors = size / SECTOR
+    const last = dataStart / clusterSize + entries
+    const most = magic === MAGIC_CLUSTERS ? MAX_ENTRY : (MAX_ENTRY * SECTOR) / clusterSize
+    if (last > most || (magic !== MAGIC_CLUSTERS && sectors > MAX_ENTRY))
+      throw new VdiskError('USAGE', `its BAT cannot count the clusters of ${size} bytes`, { path: this.#storage.path })
+    const batEnd = HEADER_SIZE + entries * BAT_ENTRY_SIZE
+    const start = dataStart + Math.max(0, Math.ceil((batEnd - dataStart) / clusterSize)) * clusterSize
+    const cylinders = Math.floor(sectors / Math.max(1, this.#header.heads) / 32)
+    return {
+      ...this.#header,
+      cylinders: Math.min(2 ** 32 - 1, cylinders),
+      nbBatEntries: entries,
+      nbSectors: sectors,
+      dataOff: start / SECTOR,
+    }
+  }
+
+  run(): void {
+    const features = this.#loadFeatures()
+    this.#writeHeader({ ...this.#header, inUse: InUse.OPEN })
+    this.#clearBehind(Math.min(this.#before.size, this.#after.size))
+    this.#moveData()
+    this.#moveBits(features)
+    this.#extendBat()
+    const extOff = this.#newExtension(features)
+    this.#storage.sync()
+    this.#writeHeader({ ...this.#next, extOff: extOff / SECTOR, inUse: InUse.CLOSED })
+    checkImage(this.#storage, { repair: 'leaks', found: () => {} })
+  }
+
+  #loadFeatures(): readonly Feature[] {
+    const loaded = extensionOf(this.#storage, this.#header, this.#before)
+    if (!loaded) return []
+    if ('error' in loaded) throw new VdiskError('CORRUPT', loaded.error, { path: this.#storage.path })
+    if (isOpaque(loaded.extension.features))
+      throw new VdiskError('UNSUPPORTED', 'it has features that are unknown, and that may depend on its size', {
+        path: this.#storage.path,
+      })
+    return keptFeatures(loaded.extension.features)
+  }
+
+  #writeHeader(header: Header): void {
+    this.#storage.write(HEADER.encode(header), 0, HEADER_SIZE, 0)
+    this.#storage.sync()
+  }
+
+  #entry(index: number): number {
+    const bytes = Buffer.alloc(BAT_ENTRY_SIZE)
+    this.#storage.read(bytes, 0, BAT_ENTRY_SIZE, HEADER_SIZE + index * BAT_ENTRY_SIZE)
+    return bytes.readUInt32LE() * this.#before.unit
+  }
+
+  /** Zeros what the last cluster has behind the end of the disk: a larger disk would show it. */
+  #clearBehind(size: number): void {
+    const { clusterSize } = this.#before
+    const index = Math.floor(size / clusterSize)
+    const inside = size - index * clusterSize
+    const host = inside === 0 || index >= this.#before.entries ? 0 : this.#entry(index)
+    if (host !== 0) this.#storage.zero(host + inside, clusterSize - inside)
+  }
+
+  /** Gives every entry whose cluster lies where the BAT will be another cluster. */
+  #moveData(): void {
+    const { dataStart, unit, entries } = this.#before
+    const limit = this.#after.dataStart
+    if (limit <= dataStart) return
+    const changes: (readonly [index: number, place: number])[] = []
+    const keep = Math.min(entries, this.#after.entries)
+    const chunk = Buffer.alloc(CHUNK)
+    for (let first = 0; first < keep; first += CHUNK / BAT_ENTRY_SIZE) {
+      const count = Math.min(keep - first, CHUNK / BAT_ENTRY_SIZE)
+      this.#storage.read(chunk, 0, count * BAT_ENTRY_SIZE, HEADER_SIZE + first * BAT_ENTRY_SIZE)
+      for (let i = 0; i < count; i++) {
+        const place = chunk.readUInt32LE(i * BAT_ENTRY_SIZE) * unit
+        if (place !== 0 && place < limit) changes.push([first + i, this.#move(place)])
+      }
+    }
+    this.#storage.sync()
+    const bytes = Buffer.alloc(BAT_ENTRY_SIZE)
+    for (const [index, place] of changes) {
+      bytes.writeUInt32LE(place / unit)
+      this.#storage.write(bytes, 0, BAT_ENTRY_SIZE, HEADER_SIZE + index * BAT_ENTRY_SIZE)
+    }
+    this.#storage.sync()
+  }
+
+  /** Copies a cluster to the end. @returns its new place */
+  #move(from: number): number {
+    const { clusterSize } = this.#before
+    const to = this.#newCluster()
+    const buffer = new Uint8Array(Math.min(CHUNK, clusterSize))
+    for (let done = 0; done < clusterSize; done += buffer.length) {
+      const count = Math.min(buffer.length, clusterSize - done)
+      buffer.fill(0, this.#storage.read(buffer, 0, count, from + done))
+      this.#storage.write(buffer, 0, count, to + done)
+    }
+    this.#moved.set(from, to)
+    return to
+  }
+
+  #newCluster(): number {
+    const place = this.#end
+    this.#end += this.#before.clusterSize
+    return place
+  }
+
+  /** As `#moveData`, for the clusters of bitmaps. */
+  #moveBits(features: readonly Feature[]): void {
+    for (const { bitmap } of features)
+      for (const cluster of bitmap?.l1 ?? [])
+        if (cluster > L1_SET && cluster < this.#after.dataStart) this.#move(cluster)
+  }
+
+  /** Everything is out of the way now: what is behind the old entries becomes new ones. */
+  #extendBat(): void {
+    const { batEnd, dataStart } = this.#after
+    if (this.#storage.size() < dataStart) this.#storage.truncate(dataStart)
+    if (batEnd > this.#before.batEnd) this.#storage.zero(this.#before.batEnd, batEnd - this.#before.batEnd)
+  }
+
+  /** @returns where the extension is from now on; 0: there is none. */
+  #newExtension(features: readonly Feature[]): number {
+    if (features.length === 0) return 0
+    const { clusterSize } = this.#after
+    const bytes = encodeExtension(
+      features.map((feature) => this.#resized(feature)),
+      clusterSize,
+    )
+    if (!bytes)
+      throw new VdiskError('NO_SPACE', 'its bitmaps for the new size do not fit into the format extension', {
+        path: this.#storage.path,
+      })
+    const place = this.#newCluster()
+    this.#storage.write(bytes, 0, bytes.length, place)
+    return place
+  }
+
+  #resized(feature: Feature): Feature {
+    const { bitmap, flags } = feature
+    if (!bitmap) return feature
+    const count = l1Entries(this.#after, bitmap.granularity)
+    const l1 = Array.from({ length: count }, (_, i) => {
+      const old = bitmap.l1[i]
+      if (!this.#trusted || old === L1_SET) return L1_SET
+      return old === undefined ? L1_CLEAR : (this.#moved.get(old) ?? old)
+    })
+    return bitmapFeature({ ...bitmap, l1 }, this.#after, flags)
+  }
+}

@@ -1,0 +1,101 @@
+/** Checks an image and repairs it, whatever its format, without opening it as a disk: it may be too broken for that. */
+
+import { realpathSync } from 'node:fs'
+import type { CheckTotals, Finding, Repair } from '../formats/driver.js'
+import { findFormat } from '../formats/registry.js'
+import { openFile } from '../storage/file.js'
+import { lockImage } from '../storage/lock.js'
+import type { Storage } from '../storage/storage.js'
+import { detectFormat, imageFile, openBeside } from './chain.js'
+import { Gate } from './gate.js'
+
+/** More findings than this are counted and not kept. */
+const MAX_FINDINGS = 10000
+
+export interface CheckRequest {
+  /** Default: found by looking at the content. */
+  readonly format?: string | undefined
+  /** Default `none`: the image is opened read-only. */
+  readonly repair?: Repair
+  readonly backingDirs?: readonly string[]
+  readonly warn?: (message: string) => void
+}
+
+export interface CheckReport {
+  readonly format: string
+  /** Undefined: the format has nothing that can be checked. */
+  readonly totals: CheckTotals | undefined
+  /** The first of them. */
+  readonly findings: readonly Finding[]
+  readonly leaks: number
+  readonly corruptions: number
+  readonly warnings: number
+  /** How many of the above are mended now. */
+  readonly leaksFixed: number
+  readonly corruptionsFixed: number
+}
+
+/**
+ * Looks for faults in an image (not in its parents), and mends them where it is asked to.
+ * @throws VdiskError where it cannot be checked: it is in use, no image, cannot be read
+ */
+export function checkImage(path: string, request: CheckRequest = {}): CheckReport {
+  const repair = request.repair ?? 'none'
+  const readOnly = repair === 'none'
+  const warn = request.warn ?? (() => {})
+  const file = imageFile(path)
+  const storages: Storage[] = []
+  const take = (storage: Storage): Storage => {
+    storages.push(storage)
+    if (!lockImage(storage, { write: !readOnly }))
+      warn(`${storage.path}: this file system has no locks; take care that nobody else writes to the image`)
+    return storage
+  }
+  try {
+    const storage = take(openFile(file, { readOnly }))
+    const format = request.format === undefined ? detectFormat(storage) : findFormat(request.format)
+    const gate = new Gate(file, request.backingDirs ?? [])
+    const report = new Findings()
+    const totals = format.check?.({
+      storage,
+      path: realpathSync(file),
+      readOnly,
+      repair,
+      warn: (message) => warn(`${path}: ${message}`),
+      found: (finding) => report.add(finding),
+      openFile: (name, candidates) => ({
+        index: storages.length,
+        storage: take(openBeside(file, name, candidates, gate, readOnly)),
+      }),
+    })
+    if (!readOnly) for (const changed of storages) changed.sync()
+    return { format: format.name, totals, ...report.result() }
+  } finally {
+    for (const storage of storages) storage.close()
+  }
+}
+
+/** Counts what is found, and keeps some of it. */
+class Findings {
+  readonly #kept: Finding[] = []
+  readonly #counts = { leak: 0, corruption: 0, warning: 0 }
+  readonly #fixed = { leak: 0, corruption: 0, warning: 0 }
+
+  add(finding: Finding): void {
+    const { severity, repaired, count = 1 } = finding
+    this.#counts[severity] += count
+    if (repaired) this.#fixed[severity] += count
+    if (this.#kept.length < MAX_FINDINGS) this.#kept.push(finding)
+  }
+
+  result(): Omit<CheckReport, 'format' | 'totals'> {
+    return {
+      findings: this.#kept,
+      leaks: this.#counts.leak,
+      corruptions: this.#counts.corruption,
+      warnings: this.#counts.warning,
+      leaksFixed: this.#fixed.leak,
+      corruptionsFixed: this.#fixed.corruption,
+    }
+  }
+}

@@ -1,0 +1,244 @@
+/** Bundles in folders: parts side by side, snapshots, parts that are missing, and writing through the right part. */
+
+import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { checkImage } from '../../../lib/image/check.js'
+import { createImage } from '../../../lib/image/create.js'
+import type { Image } from '../../../lib/image/image.js'
+import { chainInfo, imageInfo } from '../../../lib/image/info.js'
+import { openImage } from '../../../lib/image/open.js'
+import { type TestCase, temporaryFolder } from '../../support/temp.js'
+import { type BundleParts, bundleXml, guid, NIL, TOP } from './bundles.js'
+import { corpusText, fromCorpus, imageBytes, KiB, needsCorpus } from './bytes.js'
+
+const CLUSTER = 4 * KiB
+/** Sizes of the six parts in sectors: some end inside a cluster. */
+const PARTS = [80, 63, 8, 77, 100, 16] as const
+const SECTORS = PARTS.reduce((sum, size) => sum + size, 0)
+const SIZE = SECTORS * 512
+
+interface Part {
+  readonly start: number
+  readonly end: number
+  readonly plain: boolean
+}
+
+const parts: Part[] = PARTS.map((_, i) => ({
+  start: PARTS.slice(0, i).reduce((sum, size) => sum + size, 0),
+  end: PARTS.slice(0, i + 1).reduce((sum, size) => sum + size, 0),
+  plain: i % 3 === 1,
+}))
+
+const emptyImage = (sectors: number) => imageBytes({ cluster: 8, sectors, dataOff: 8, size: CLUSTER })
+
+/** A bundle of six parts with a chain of snapshots; only the first can have plain parts. */
+function bundle(t: TestCase, snapshots: readonly string[], xml: Partial<BundleParts> = {}): string {
+  const folder = join(temporaryFolder(t), 'disk.hdd')
+  mkdirSync(folder)
+  const shots = snapshots.map((id, i) => [id, i === 0 ? NIL : snapshots[i - 1]!] as const)
+  const storages = parts.map(({ start, end, plain }, p) => ({
+    start,
+    end,
+    images: snapshots.map((id, i) => {
+      const file = `part${p}.${i}.hds`
+      const isPlain = plain && i === 0
+      writeFileSync(join(folder, file), isPlain ? Buffer.alloc((end - start) * 512) : emptyImage(end - start))
+      return [id, isPlain ? 'Plain' : 'Compressed', file] as const
+    }),
+  }))
+  writeFileSync(join(folder, 'DiskDescriptor.xml'), bundleXml({ sectors: SECTORS, storages, shots, ...xml }))
+  return folder
+}
+
+/** Bytes that differ from place to place. */
+function pattern(length: number, seed: number): Buffer {
+  const bytes = Buffer.alloc(length)
+  for (let i = 0; i < length; i++) bytes[i] = (i * 7 + (i >> 8) * 13 + seed) & 0xff
+  return bytes
+}
+
+function all(disk: Image): Buffer {
+  const buffer = Buffer.alloc(disk.size)
+  disk.read(buffer, 0, buffer.length, 0)
+  return buffer
+}
+
+function contents(path: string, options: Parameters<typeof openImage>[1] = {}): Buffer {
+  const disk = openImage(path, { readOnly: true, ...options })
+  try {
+    return all(disk)
+  } finally {
+    disk.close()
+  }
+}
+
+t.test('a bundle that Parallels Desktop wrote', needsCorpus, async (t) => {
+  const folder = join(temporaryFolder(t), 'plain.hdd')
+  mkdirSync(folder)
+  const part = 'plain.hdd.0.{5fbaabe3-6958-40ff-92a7-860e329aab41}.hds'
+  writeFileSync(join(folder, 'DiskDescriptor.xml'), corpusText('plain.hdd/DiskDescriptor.xml'))
+  writeFileSync(join(folder, part), fromCorpus(`plain.hdd/${part}`))
+  const disk = openImage(folder, { readOnly: true })
+  const byte = Buffer.alloc(1)
+  for (const mib of [0, 1, 57, 99]) {
+    disk.read(byte, 0, 1, mib * 1048576 + 1048575)
+    t.equal(byte[0], mib)
+  }
+  disk.close()
+  t.match(imageInfo(folder), { 'virtual-size': 104857600, format: 'parallels', filename: folder })
+  t.equal(imageInfo(join(folder, 'DiskDescriptor.xml'))['virtual-size'], 104857600, 'by its descriptor too')
+})
+
+t.test('six parts are one disk, read and written across every seam', async (t) => {
+  const folder = bundle(t, [TOP])
+  const model = Buffer.alloc(SIZE)
+  const disk = openImage(folder)
+  t.equal(disk.size, SIZE)
+  for (const { end } of parts) {
+    const offset = end * 512 - 700
+    const data = pattern(Math.min(1500, SIZE - offset), end)
+    disk.write(data, 0, data.length, offset)
+    data.copy(model, offset)
+  }
+  t.ok(all(disk).equals(model))
+  disk.close()
+  t.ok(contents(folder).equals(model))
+  const plain = readFileSync(join(folder, 'part1.0.hds'))
+  t.ok(plain.equals(model.subarray(parts[1]!.start * 512, parts[1]!.end * 512)), 'a plain part has its bytes')
+  for (const [p, { start, end, plain }] of parts.entries()) {
+    if (plain) continue
+    const alone = contents(join(folder, `part${p}.0.hds`))
+    t.ok(alone.equals(model.subarray(start * 512, end * 512)), `part ${p} has its bytes, and nothing of its neighbours`)
+  }
+  t.same(checkImage(folder).findings, [])
+})
+
+t.test('one write over the whole disk, then zeros over most of it', async (t) => {
+  const folder = bundle(t, [TOP])
+  const model = pattern(SIZE, 3)
+  const disk = openImage(folder)
+  disk.write(model, 0, SIZE, 0)
+  t.ok(all(disk).equals(model))
+  disk.zero(1000, SIZE - 2000, true)
+  model.fill(0, 1000, SIZE - 1000)
+  t.ok(all(disk).equals(model))
+  disk.write(pattern(5000, 9), 0, 5000, 70 * 512)
+  pattern(5000, 9).copy(model, 70 * 512)
+  disk.close()
+  t.ok(contents(folder).equals(model))
+  t.same(checkImage(folder).findings, [])
+})
+
+t.test('snapshots: a chain by GUID, of which the top is written', async (t) => {
+  const folder = bundle(t, [guid(1), guid(2), TOP])
+  const models = [pattern(SIZE, 1)]
+  // Each level is written as long as it is the top.
+  for (const [level, id] of [guid(1), guid(2), TOP].entries()) {
+    const xml = readFileSync(join(folder, 'DiskDescriptor.xml'), 'utf8')
+    writeFileSync(
+      join(folder, 'DiskDescriptor.xml'),
+      xml.replace('<Snapshots>', `<Snapshots><TopGUID>{${id}}</TopGUID>`),
+    )
+    const disk = openImage(folder)
+    t.equal(disk.layers.length, level + 1)
+    if (level === 0) disk.write(models[0]!, 0, SIZE, 0)
+    else {
+      const model = Buffer.from(models[level - 1]!)
+      for (const { end } of parts) {
+        const offset = Math.min(end * 512 - 100 * level, SIZE - 300)
+        disk.write(pattern(300, level), 0, 300, offset)
+        pattern(300, level).copy(model, offset)
+      }
+      disk.zero(20 * 512, CLUSTER * 2, true)
+      model.fill(0, 20 * 512, 20 * 512 + CLUSTER * 2)
+      models.push(model)
+      t.ok(all(disk).equals(model), 'zeros hide what the parent has')
+    }
+    disk.close()
+    writeFileSync(join(folder, 'DiskDescriptor.xml'), xml)
+  }
+  t.ok(contents(folder).equals(models[2]!))
+  for (const [level, id] of [guid(1), guid(2), TOP].entries())
+    t.ok(contents(folder, { snapshot: `{${id.toUpperCase()}}` }).equals(models[level]!), `snapshot ${level}`)
+  t.throws(() => openImage(folder, { snapshot: guid(9) }), {
+    code: 'NOT_FOUND',
+    message: /no snapshot.*it has: \{0000/,
+  })
+  t.throws(() => openImage(folder, { snapshot: guid(1), readOnly: false }), { code: 'USAGE', message: /read-only/ })
+  t.equal(chainInfo(folder).length, 3)
+  const before = readFileSync(join(folder, 'part0.1.hds'))
+  const disk = openImage(folder)
+  disk.write(pattern(SIZE, 77), 0, SIZE, 0)
+  disk.close()
+  t.ok(readFileSync(join(folder, 'part0.1.hds')).equals(before), 'a snapshot is never written')
+  t.same(checkImage(folder).findings, [])
+})
+
+t.test('a bundle that was moved, whose parts are named by where they were', async (t) => {
+  const folder = bundle(t, [TOP])
+  const xml = readFileSync(join(folder, 'DiskDescriptor.xml'), 'utf8')
+  writeFileSync(join(folder, 'DiskDescriptor.xml'), xml.replaceAll('<File>', '<File>/gone/disk.hdd/'))
+  renameSync(folder, `${folder}.moved`)
+  t.equal(contents(`${folder}.moved`).length, SIZE)
+})
+
+t.test('what is missing is named', async (t) => {
+  const folder = bundle(t, [guid(1), TOP])
+  rmSync(join(folder, 'part3.1.hds'))
+  t.throws(() => openImage(folder), {
+    code: 'NOT_FOUND',
+    message: /its part 'part3\.1\.hds' is missing: looked for .*disk\.hdd\/part3\.1\.hds/,
+  })
+  t.match(checkImage(folder).findings, [{ what: 'part', message: 'part3.1.hds: it is missing' }])
+  copyFileSync(join(folder, 'part3.0.hds'), join(folder, 'part3.1.hds'))
+  rmSync(join(folder, 'part2.0.hds'))
+  t.throws(() => openImage(folder), { message: /parent '\{0000.*part 'part2\.0\.hds' is missing/ }, 'of a parent too')
+  const incomplete = bundle(t, [TOP], { shots: [[guid(7), NIL]] })
+  t.throws(() => openImage(incomplete), {
+    code: 'CORRUPT',
+    message: /sectors 0 to 80 has no image of snapshot \{0000.*07\}/,
+  })
+  const orphan = bundle(t, [guid(1), TOP], { shots: [[TOP, guid(8)]] })
+  t.throws(() => openImage(orphan), { message: /parent '\{.*08\}' cannot be opened.*no snapshot/ })
+  const loop = bundle(t, [guid(1), guid(2)], {
+    shots: [
+      [guid(1), guid(2)],
+      [guid(2), guid(1)],
+    ],
+    topGuid: guid(1),
+  })
+  t.throws(() => openImage(loop), { message: /loop|cannot have a parent/ })
+})
+
+t.test('parts that do not fit, and parts from elsewhere', async (t) => {
+  const folder = bundle(t, [TOP])
+  writeFileSync(join(folder, 'part1.0.hds'), Buffer.alloc(512))
+  t.throws(() => openImage(folder), { code: 'CORRUPT', message: /part1\.0\.hds: .*512 bytes, expected 32256/ })
+  t.equal(contents(folder).length, SIZE, 'read-only, with zeros')
+  writeFileSync(join(folder, 'part0.0.hds'), emptyImage(79))
+  t.throws(() => contents(folder), { code: 'CORRUPT', message: /40448 bytes, expected 40960/ })
+  const outside = bundle(t, [TOP])
+  const xml = readFileSync(join(outside, 'DiskDescriptor.xml'), 'utf8')
+  writeFileSync(join(outside, 'DiskDescriptor.xml'), xml.replace('part1.0.hds', '/etc/passwd'))
+  t.throws(() => contents(outside), { code: 'GATE', message: /\/etc\/passwd.*--backing-dir/ })
+})
+
+t.test('a folder that is no bundle; a snapshot of what has none', async (t) => {
+  const folder = temporaryFolder(t)
+  t.throws(() => openImage(folder), { code: 'USAGE', message: /is a directory; expected .*DiskDescriptor\.xml/ })
+  const single = join(folder, 'x.hds')
+  createImage(single, { format: 'parallels', size: 1048576 })
+  t.throws(() => openImage(single, { snapshot: TOP }), { code: 'USAGE', message: /only bundles have/ })
+  t.ok(existsSync(single))
+})
+
+t.test('two users at once: every part is locked', async (t) => {
+  const folder = bundle(t, [guid(1), TOP])
+  const disk = openImage(folder)
+  t.throws(() => openImage(folder), { code: 'IN_USE' })
+  t.throws(() => openImage(join(folder, 'part0.1.hds')), { code: 'IN_USE' })
+  t.throws(() => openImage(join(folder, 'part0.0.hds')), { code: 'IN_USE' }, 'the parent is being read')
+  disk.close()
+  openImage(folder).close()
+})
