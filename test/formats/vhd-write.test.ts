@@ -294,6 +294,53 @@ t.test('zeroing frees whole blocks, punches them and uses them again', async (t)
   t.ok(same(byQemu(folder, path), expected))
 })
 
+t.test('nothing of a footer that was moved is seen', async (t) => {
+  const path = join(temporaryFolder(t), 'a.vhd')
+  const size = 300 * MiB
+  createImage(path, { format: 'vhd', size })
+  const image = openImage(path)
+  const sizes = new Set<number>()
+  for (let at = 0; at < size; at += 2 * MiB) {
+    image.write(Buffer.of(1), 0, 1, at)
+    sizes.add(statSync(path).size)
+  }
+  const block = Buffer.alloc(2 * MiB)
+  const expected = Buffer.alloc(2 * MiB)
+  expected[0] = 1
+  let wrong = 0
+  for (let at = 0; at < size; at += 2 * MiB) {
+    image.read(block, 0, block.length, at)
+    if (!same(block, expected)) wrong++
+  }
+  image.close()
+  t.equal(wrong, 0, 'blocks that hold something else')
+  t.ok(sizes.size >= 3 && sizes.size <= 6, `the file grew in ${sizes.size} steps`)
+})
+
+t.test('a block that comes to lie where another one was has bits of its own', async (t) => {
+  const folder = temporaryFolder(t)
+  const parent = join(folder, 'parent.vhd')
+  const path = join(folder, 'child.vhd')
+  createImage(parent, { format: 'vhd', size: 10 * MiB })
+  createImage(path, { format: 'vhd', backing: parent })
+  const image = openImage(path)
+  for (const sector of [0, 2, 4]) image.write(Buffer.alloc(512, 1), 0, 512, sector * 512)
+  image.flush()
+  image.zero(0, 2 * MiB, true)
+  image.flush()
+  for (const sector of [1, 3]) image.write(Buffer.alloc(512, 2), 0, 512, 2 * MiB + sector * 512)
+  image.flush()
+  const back = content(image)
+  const read = (at: number) => [0, 1, 2, 3, 4].map((sector) => back[at + sector * 512])
+  t.same(read(0), [0, 0, 0, 0, 0])
+  t.same(read(2 * MiB), [0, 2, 0, 2, 0])
+  image.close()
+  const file = readFileSync(path)
+  const [first, second] = table(file)
+  t.equal(first, NONE)
+  t.equal(file.toString('hex', second! * 512, second! * 512 + 2), '5000')
+})
+
 t.test('freed blocks at the end make the file shorter', async (t) => {
   const path = join(temporaryFolder(t), 'a.vhd')
   createImage(path, { format: 'vhd', size: 20 * MiB })

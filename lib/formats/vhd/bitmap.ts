@@ -108,22 +108,29 @@ export class RunsCache {
   }
 }
 
-/** Places of the table below: 128 GiB of disk, for 256 KiB of memory in a thread that writes. */
-const FULL_PLACES = 65536
+/** Units that are remembered at most, for 1 MiB of memory in a thread that writes: 2 TiB in blocks of 512 KiB. */
+const MAX_FULL = 2 ** 23
 
 /**
  * Units whose bits are all set. In a dynamic disk bits are never cleared, so what was found once need not be looked for
  * again before the next overwriting.
  */
 export class FullUnits {
-  #units: Uint32Array | undefined
+  readonly #count: number
+  #units: Uint8Array | undefined
+
+  /** @param count units of the disk */
+  constructor(count: number) {
+    this.#count = Math.min(count, MAX_FULL)
+  }
 
   has(unit: number): boolean {
-    return this.#units !== undefined && this.#units[unit % FULL_PLACES] === unit + 1
+    return this.#units !== undefined && unit < this.#count && ((this.#units[unit >> 3]! >> (unit & 7)) & 1) === 1
   }
 
   add(unit: number): void {
-    this.#units ??= new Uint32Array(FULL_PLACES)
-    this.#units[unit % FULL_PLACES] = unit + 1
+    if (unit >= this.#count) return
+    this.#units ??= new Uint8Array(Math.ceil(this.#count / 8))
+    this.#units[unit >> 3] = this.#units[unit >> 3]! | (1 << (unit & 7))
   }
 }

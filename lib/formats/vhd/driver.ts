@@ -7,11 +7,12 @@
  * 1. the footer at the new end, where the file must grow; barrier (see `Growth`)
  * 2. the bitmap of a new block, straight to the file, then its data: nothing refers to them yet
  * 3. barrier
- * 4. bitmaps of blocks that exist, where bits were set; barrier
- * 5. the block allocation table; barrier
+ * 4. the block allocation table, and bitmaps of blocks that were there before, where bits were set; barrier
  *
- * Steps 3 to 5 are one commit: bitmaps are metadata of order 0, the table is of order 1. Blocks that were freed are
- * punched after the commit that removed them from the table, and only then used again.
+ * Steps 3 and 4 are one commit. Within step 4 no order is needed: a bitmap that is there before its block is in the
+ * table means nothing yet, and a block that is in the table before the rest of its bits is what it was before those
+ * sectors were written. Blocks that were freed are punched after the commit that removed them from the table, and only
+ * then used again.
  *
  * Windows and QEMU set all bits of a dynamic disk's block when they allocate it, and QEMU looks at none of them. So the
  * data of a block is shown whatever its bits are. A block of a program that does set them one by one gets the bits of
@@ -28,8 +29,8 @@ import { type Blocks, checkBlock, ENTRY_BYTES, GENERATIONS, NO_BLOCK, State, typ
 
 const PAGE = 4096
 const ENTRIES_PER_PAGE = PAGE / ENTRY_BYTES
-const BITMAP_ORDER = 0
-const TABLE_ORDER = 1
+/** Of all metadata: see above. */
+const ORDER = 0
 const FULL: Runs = { first: true, ends: Uint16Array.of(UNIT_SECTORS) }
 
 export class BlockDriver implements Driver {
@@ -49,7 +50,7 @@ export class BlockDriver implements Driver {
   readonly #bitmap: Region
   readonly #growth: Growth
   readonly #runs = new RunsCache()
-  readonly #full = new FullUnits()
+  readonly #full: FullUnits
   readonly #unitBytes: number
   readonly #bits = new Uint8Array(SECTOR)
   #newBitmap: Uint8Array | undefined
@@ -68,18 +69,18 @@ export class BlockDriver implements Driver {
     this.#context = context
     const { metadata } = context
     const tableEnd = tableOffset + maxTableEntries * ENTRY_BYTES
-    this.#table = new Region(metadata, this.#file, tableOffset, tableEnd, TABLE_ORDER)
-    this.#bitmap = new Region(metadata, this.#file, 0, 0, BITMAP_ORDER)
+    this.#table = new Region(metadata, this.#file, tableOffset, tableEnd, ORDER)
+    this.#bitmap = new Region(metadata, this.#file, 0, 0, ORDER)
     this.#growth = new Growth(layout, context)
     this.#unitBytes = Math.min(UNIT_BYTES, blocks.blockSize)
+    this.#full = new FullUnits(Math.ceil(layout.size / this.#unitBytes))
   }
 
   #entryOffset(block: number): number {
     return this.#blocks.tableOffset + block * ENTRY_BYTES
   }
 
-  /** @param writing false where the caller only reads: then `writable` may be left false */
-  map(offset: number, length: number, out: Extent, writing = true): void {
+  map(offset: number, length: number, out: Extent): void {
     const { blockSize, bitmapBytes } = this.#blocks
     const block = Math.floor(offset / blockSize)
     const entry = this.#table.u32be(this.#entryOffset(block))
@@ -95,7 +96,7 @@ export class BlockDriver implements Driver {
     out.offset = start + bitmapBytes + inBlock
     out.length = Math.min(length, blockSize - inBlock)
     out.writable = false
-    if (this.#differencing || (writing && this.#writable)) this.#mapSectors(offset, inBlock, start, out)
+    if (this.#differencing || this.#writable) this.#mapSectors(offset, inBlock, start, out)
   }
 
   /** Guest bytes from the beginning of `block` on that are in no block; looks at one page of the table at most. */
@@ -114,7 +115,8 @@ export class BlockDriver implements Driver {
   /** Cuts an extent of a block where the bits of its sectors change, and says what they mean. */
   #mapSectors(offset: number, inBlock: number, start: number, out: Extent): void {
     const unit = Math.floor(offset / this.#unitBytes)
-    const runs = this.#unitRuns(unit, inBlock, start)
+    const runs = this.#differencing ? this.#unitRuns(unit, inBlock, start) : this.#knownRuns(unit)
+    if (!runs) return
     if (runs === FULL) {
       out.writable = this.#writable
       return
@@ -127,13 +129,20 @@ export class BlockDriver implements Driver {
     else if (this.#differencing) out.kind = Kind.PARENT
   }
 
+  /**
+   * The runs of a dynamic disk's unit, where they are known. They are of no interest to a reader, so they are looked at
+   * only when somebody wants to write (`allocate`): a read never costs an access to the bitmap.
+   */
+  #knownRuns(unit: number): Runs | undefined {
+    return this.#full.has(unit) ? FULL : this.#runs.get(unit, this.#generation(unit))
+  }
+
   #generation(unit: number): number {
     return this.#state[State.GENERATIONS + (unit % GENERATIONS)]!
   }
 
   /** The runs of a unit's bits; FULL where a dynamic disk's are all set. */
   #unitRuns(unit: number, inBlock: number, start: number): Runs {
-    if (!this.#differencing && this.#full.has(unit)) return FULL
     const generation = this.#generation(unit)
     let runs = this.#runs.get(unit, generation)
     if (!runs) {
@@ -164,7 +173,10 @@ export class BlockDriver implements Driver {
       const room = this.#growth.take()
       if (!room) return false
       ;[out.space, out.spaceLength] = room
-    } else out.space = checkBlock(this.#layout, block, entry, this.#state[State.LIMIT]!)
+    } else {
+      out.space = checkBlock(this.#layout, block, entry, this.#state[State.LIMIT]!)
+      if (!this.#differencing) this.#unitRuns(Math.floor(offset / this.#unitBytes), inBlock, out.space)
+    }
     // Bits are set in one sector of bitmap at a time; those of a new block are written with it.
     const step = out.fresh ? blockSize : this.#unitBytes
     const stepEnd = (Math.floor(offset / step) + 1) * step
@@ -204,7 +216,6 @@ export class BlockDriver implements Driver {
   publish(allocation: Allocation): void {
     if (allocation.fresh) this.#publishBlock(allocation)
     else this.#publishSectors(allocation)
-    this.#state[State.CHANGED] = 1
   }
 
   #publishBlock({ block, space }: Allocation): void {
@@ -214,6 +225,14 @@ export class BlockDriver implements Driver {
     this.#bitmap.move(space, space + this.#blocks.bitmapBytes).drop()
     this.#table.setU32be(at, space / SECTOR)
     this.#state[State.ALLOCATED]!++
+    this.#state[State.CHANGED] = 1
+    if (!this.#differencing) this.#addFull(block)
+  }
+
+  /** All bits of a new block of a dynamic disk are set. */
+  #addFull(block: number): void {
+    const first = Math.floor((block * this.blockSize) / this.#unitBytes)
+    for (let unit = first; unit < first + this.blockSize / this.#unitBytes; unit++) this.#full.add(unit)
   }
 
   /** Sets the bits of sectors in a block that was there before. They are in one sector of bitmap. */
@@ -226,8 +245,13 @@ export class BlockDriver implements Driver {
     this.#bitmap.move(space, space + bitmapBytes)
     this.#bitmap.copyOut(space + from, bytes, this.#bits, 0)
     setBits(this.#bits, first - from * 8, count)
-    for (let i = 0; i < bytes; i++) this.#bitmap.setU8(space + from + i, this.#bits[i]!)
-    this.#forget(guest, length)
+    let set = false
+    for (let i = 0; i < bytes; i++) {
+      if (this.#bitmap.u8(space + from + i) === this.#bits[i]!) continue
+      this.#bitmap.setU8(space + from + i, this.#bits[i]!)
+      set = true
+    }
+    if (set) this.#forget(guest, length)
   }
 
   /** Makes all threads decode the bitmaps of a guest range anew. */

@@ -5,7 +5,7 @@ import type { Facts } from '../driver.js'
 import { type Footer, timeOf } from './footer.js'
 import { geometrySectors, SECTOR } from './geometry.js'
 import type { VhdLayout } from './layout.js'
-import { eachBlock } from './table.js'
+import { countBlocks } from './table.js'
 
 const version = (value: number) => `${value >>> 16}.${value & 0xffff}`
 const time = (timeStamp: number) => new Date(timeOf(timeStamp)).toISOString()
@@ -46,14 +46,12 @@ export function vhdFacts(layout: VhdLayout, storage: Storage): Facts {
   const { type, footer, footerLength, blocks } = layout
   const common = { subformat: type, ...footerFacts(footer, footerLength) }
   if (!blocks) return common
-  let allocated = 0
-  eachBlock(layout, storage, () => allocated++)
   return {
     ...common,
     'block-size': blocks.blockSize,
     'table-offset': blocks.tableOffset,
     'max-table-entries': blocks.maxTableEntries,
-    'allocated-blocks': allocated,
+    'allocated-blocks': countBlocks(layout, storage),
     batmap: layout.batmap,
     ...(type === 'differencing' && parentFacts(layout)),
   }

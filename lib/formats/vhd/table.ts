@@ -7,22 +7,29 @@ import { checkBlock, ENTRY_BYTES, NO_BLOCK, type VhdLayout } from './layout.js'
 
 const CHUNK_BYTES = 262144
 
-/** Calls back for every block that the table on disk refers to, in the order of the table. */
-export function eachBlock(layout: VhdLayout, storage: Storage, visit: (block: number, entry: number) => void): void {
+/** Calls back for every piece of the table on disk: the number of its first block, and its entries. */
+function eachChunk(layout: VhdLayout, storage: Storage, visit: (first: number, entries: Uint32Array) => void): void {
   const { tableOffset, maxTableEntries } = layout.blocks!
-  const chunk = new Uint8Array(Math.min(CHUNK_BYTES, maxTableEntries * ENTRY_BYTES))
-  const view = new DataView(chunk.buffer)
-  const perChunk = chunk.length / ENTRY_BYTES
+  const bytes = Buffer.alloc(Math.min(CHUNK_BYTES, maxTableEntries * ENTRY_BYTES))
+  const perChunk = bytes.length / ENTRY_BYTES
   for (let first = 0; first < maxTableEntries; first += perChunk) {
-    const count = Math.min(perChunk, maxTableEntries - first)
-    const got = storage.read(chunk, 0, count * ENTRY_BYTES, tableOffset + first * ENTRY_BYTES)
-    if (got < count * ENTRY_BYTES)
+    const length = Math.min(perChunk, maxTableEntries - first) * ENTRY_BYTES
+    if (storage.read(bytes, 0, length, tableOffset + first * ENTRY_BYTES) < length)
       throw new VdiskError('CORRUPT', 'the file ends inside the block allocation table', { path: layout.path })
-    for (let i = 0; i < count; i++) {
-      const entry = view.getUint32(i * ENTRY_BYTES)
-      if (entry !== NO_BLOCK) visit(first + i, entry)
-    }
+    if (LITTLE_ENDIAN_HOST) bytes.swap32()
+    visit(first, new Uint32Array(bytes.buffer, bytes.byteOffset, length / ENTRY_BYTES))
   }
+}
+
+const LITTLE_ENDIAN_HOST = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1
+
+/** How many blocks the table on disk refers to. */
+export function countBlocks(layout: VhdLayout, storage: Storage): number {
+  let count = 0
+  eachChunk(layout, storage, (_first, entries) => {
+    for (const entry of entries) if (entry !== NO_BLOCK) count++
+  })
+  return count
 }
 
 /** A range of the file in bytes. */
@@ -54,23 +61,33 @@ const MAX_GAPS = 16384
  * @throws CORRUPT, IO
  */
 export function scanTable(layout: VhdLayout, storage: Storage, end: number): TableScan {
-  const { blockBytes } = layout.blocks!
+  const { blockBytes, reservedEnd } = layout.blocks!
   const blockSectors = blockBytes / SECTOR
   // A block begins in one cell and ends in the next, at the same place; so no two blocks can begin in one cell, and
   // the place where one begins, plus 1, is all that a cell needs to hold.
   const cells = new Uint32Array(Math.min(MAX_CELLS, Math.ceil(end / blockBytes)))
-  let allocated = 0
-  let last = layout.blocks!.reservedEnd
-  eachBlock(layout, storage, (block, entry) => {
-    const start = checkBlock(layout, block, entry, end)
-    allocated++
-    last = Math.max(last, start + blockBytes)
-    const cell = Math.floor(entry / blockSectors)
-    if (cell >= cells.length) return
-    if (cells[cell] !== 0) throw overlap(layout, start)
-    cells[cell] = 1 + (entry % blockSectors)
+  // Entries that need no closer look.
+  const least = Math.ceil(reservedEnd / SECTOR)
+  const most = Math.floor((end - blockBytes) / SECTOR)
+  const scan = { allocated: 0, end: reservedEnd }
+  eachChunk(layout, storage, (first, entries) => {
+    let allocated = 0
+    let last = 0
+    for (let i = 0; i < entries.length; i++) {
+      const entry = entries[i]!
+      if (entry === NO_BLOCK) continue
+      if (entry < least || entry > most) checkBlock(layout, first + i, entry, end)
+      allocated++
+      if (entry > last) last = entry
+      const cell = Math.floor(entry / blockSectors)
+      if (cell >= cells.length) continue
+      if (cells[cell] !== 0) throw overlap(layout, entry * SECTOR)
+      cells[cell] = 1 + entry - cell * blockSectors
+    }
+    scan.allocated += allocated
+    if (allocated > 0) scan.end = Math.max(scan.end, last * SECTOR + blockBytes)
   })
-  return { allocated, end: last, gaps: findGaps(layout, cells, blockSectors) }
+  return { ...scan, gaps: findGaps(layout, cells, blockSectors) }
 }
 
 function overlap({ path }: VhdLayout, offset: number): VdiskError {
