@@ -415,8 +415,9 @@ export class Image {
   /** Zeroes from `offset` on, to the end of its extent or block, without freeing blocks. @returns the bytes done. */
   #zeroInPlace(offset: number, length: number, unmap: boolean): number {
     const metadata = this.#metadata
-    const { blockSize } = this.#top
-    const max = Math.min(length, blockSize - (offset % blockSize))
+    const { blockSize, release } = this.#top
+    // Not beyond the block, where the next one could be freed.
+    const max = release ? Math.min(length, blockSize - (offset % blockSize)) : length
     metadata.epochs.enter()
     try {
       const e = this.#locate(offset, max)

@@ -113,7 +113,7 @@ export class MemoryStorage implements Storage {
     const size = this.size()
     const end = Math.min(offset + length, size)
     if (offset >= end) return
-    this.#bytes(offset, end - offset).fill(0)
+    this.#clear(offset, end - offset)
     const lastPage = end === size ? Math.ceil(end / PAGE) : Math.floor(end / PAGE)
     const firstPage = Math.ceil(offset / PAGE)
     if (firstPage < lastPage) this.#written.fill(0, firstPage, lastPage)
@@ -122,7 +122,18 @@ export class MemoryStorage implements Storage {
   zero(offset: number, length: number): void {
     this.#checkWritable()
     const count = Math.min(length, this.size() - offset)
-    if (count > 0) this.#bytes(offset, count).fill(0)
+    if (count > 0) this.#clear(offset, count)
+  }
+
+  /** Pages that were never written are zeros, and stay untouched, so that they take up no memory. */
+  #clear(offset: number, length: number): void {
+    const end = offset + length
+    for (let at = offset; at < end; ) {
+      const page = Math.floor(at / PAGE)
+      const next = Math.min(end, (page + 1) * PAGE)
+      if (this.#written[page] !== 0) this.#bytes(at, next - at).fill(0)
+      at = next
+    }
   }
 
   reserve(offset: number, length: number): void {

@@ -2,11 +2,11 @@ import t from 'tap'
 import { variants } from '../model/variants.js'
 import { checkGoingOn, checkState, checkWithQemu, describe, record, statesOf } from './scenario.js'
 
-const OPERATIONS = 60
-const LOSSES = 250
+const OPERATIONS = 50
+const LOSSES = 200
 /** Every so many states: going on from there, and QEMU's opinion. */
 const GOING_ON = 12
-const QEMU = 80
+const QEMU = 100
 
 for (const variant of variants) {
   t.test(`crashes of ${variant.name}`, async (t) => {

@@ -114,7 +114,9 @@ export function readAll(storages: readonly Storage[]): { bytes: Uint8Array; warn
 export function checkState(recorded: Recorded, state: State): string | undefined {
   try {
     const { bytes, warnings } = readAll(crash(recorded, state))
-    if (warnings.length > 0) return `a warning: ${warnings[0]}`
+    const { unclean } = recorded.variant
+    const warning = warnings.find((text) => !unclean?.test(text))
+    if (warning !== undefined) return `a warning: ${warning}`
     return recorded.history.check(state.moment, bytes)
   } catch (error) {
     return `it does not open or read: ${error}`

@@ -17,13 +17,24 @@ export interface Variant {
   readonly parent?: { readonly format: string; readonly options: readonly string[]; readonly size: number }
   /** QEMU's name of the format, where it can read this kind. */
   readonly qemu?: string
+  /** What opening it after a crash may warn of. */
+  readonly unclean?: RegExp
 }
 
 const KiB = 1024
 
+/** Room for images in memory, in bytes. */
+const ROOM = 2 ** 28
+
+const UNCLEAN = /./
+
 /** Of these formats more than the default is tried; others that are in the registry come with their defaults. */
 const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]>> = {
   raw: [{ options: [], size: 200 * KiB + 512, qemu: 'raw' }],
+  parallels: [
+    { options: ['cluster_size=64K'], size: 300 * KiB + 1536, qemu: 'parallels', unclean: UNCLEAN },
+    { options: ['cluster_size=4K'], size: 700 * KiB + 512, qemu: 'parallels', unclean: UNCLEAN },
+  ],
   vhd: [
     { options: ['subformat=fixed'], size: 200 * KiB, qemu: 'vpc' },
     { options: ['block_size=64K'], size: 300 * KiB + 1536, qemu: 'vpc' },
@@ -69,12 +80,12 @@ export interface Chain {
 export function createInMemory(variant: Variant, random: () => number): Chain {
   const { format, options, size, parent } = variant
   const contents = new Uint8Array(size)
-  const top = MemoryStorage.create({ path: 'image', maxSize: 2 ** 24 })
+  const top = MemoryStorage.create({ path: 'image', maxSize: ROOM })
   if (!parent) {
     create(format, top, size, options)
     return { storages: [top], contents }
   }
-  const below = MemoryStorage.create({ path: 'parent', maxSize: 2 ** 24 })
+  const below = MemoryStorage.create({ path: 'parent', maxSize: ROOM })
   const parentFormat = formats.find(({ name }) => name === parent.format)!
   create(parentFormat, below, parent.size, parent.options)
   const image = openStorages([below])
