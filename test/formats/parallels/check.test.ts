@@ -219,6 +219,13 @@ t.test('bitmaps that somebody did not keep', async (t) => {
   t.same(check(storage).said, [])
 })
 
+t.test('giving leaks back does not make stale bitmaps true', async (t) => {
+  const storage = withBitmap({ inUse: 0, size: 6 * CLUSTER }, 8, 5)
+  t.same(check(storage, 'leaks').said, ['warning bitmaps', 'leak leak repaired'])
+  t.equal(u32(storage, 44), 0)
+  t.same(extents(storage), [[0, 64]])
+})
+
 t.test('a feature that forbids changes: nothing is changed', async (t) => {
   const storage = image({ size: 4 * CLUSTER, extOff: 16, fill: false, bat: [9], inUse: OPEN })
   storage.write(extensionBytes(CLUSTER, [{ magic: 0x99n, flags: 1, data: Buffer.alloc(8) }]), 0, CLUSTER, 2 * CLUSTER)
