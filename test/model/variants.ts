@@ -26,7 +26,7 @@ const KiB = 1024
 /** Room for images in memory, in bytes. */
 const ROOM = 2 ** 28
 
-const UNCLEAN = /./
+const UNCLEAN = /left in use|not closed|in use/
 
 /** Of these formats more than the default is tried; others that are in the registry come with their defaults. */
 const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]>> = {
