@@ -226,11 +226,18 @@ function refuseLoop(layers: readonly Layer[], storage: Storage, snapshot: string
     throw new VdiskError('CORRUPT', 'it is its own parent: the chain of images is a loop', { path: storage.path })
 }
 
+/** Asked for every pair of files in a chain, and always the same. */
+const identities = new WeakMap<Storage, string>()
+
 function identity(storage: Storage): string | undefined {
+  const known = identities.get(storage)
+  if (known !== undefined) return known
   const handle = storage.handle()
   if (handle.kind !== 'file') return undefined
   const { dev, ino } = fstatSync(handle.fd)
-  return `${dev}:${ino}`
+  const id = `${dev}:${ino}`
+  identities.set(storage, id)
+  return id
 }
 
 function withoutPath(error: VdiskError, path: string): string {

@@ -28,20 +28,21 @@ function text(image: Image, offset: number, length: number): string {
 /** Descriptors of this process. */
 const descriptors = () => readdirSync('/proc/self/fd').length
 
+/** Levels that have something of their own. */
+const MARKED = [0, 1, 77, 100, 199, 200]
+
 t.test('two hundred levels', async (t) => {
   const folder = temporaryFolder(t)
   const at = (level: number) => join(folder, `level${level}.vhd`)
   create(at(0), MiB)
   for (let level = 0; level <= 200; level++) {
     if (level > 0) create(at(level), undefined, at(level - 1))
-    write(at(level), 600 * level, `level ${level}!`)
+    if (MARKED.includes(level)) write(at(level), 600 * level, `level ${level}!`)
   }
   const before = descriptors()
   const image = openImage(at(200))
   t.equal(image.layers.length, 201)
-  for (const level of [0, 1, 77, 199, 200])
-    t.equal(text(image, 600 * level - (level ? 1 : 0), 9).includes('level'), true)
-  t.equal(text(image, 600 * 123, 10), 'level 123!')
+  for (const level of MARKED) t.equal(text(image, 600 * level, 10), `level ${level}!`.padEnd(10, '.'))
   t.equal(image.map(0, 1).depth, 200)
   image.write(Buffer.from('new'), 0, 3, 600 * 100 + 1)
   t.equal(text(image, 600 * 100, 10), 'lnewl 100!')
