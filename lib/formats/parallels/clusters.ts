@@ -1,0 +1,238 @@
+/**
+ * The half of a check that counts clusters: the BAT entries one by one, then what nothing refers to. Memory is bounded,
+ * however large the file is: clusters are looked at in windows.
+ */
+
+import type { Finding } from '../driver.js'
+import { UsedClusters, WINDOW } from './gaps.js'
+import { BAT_ENTRY_SIZE, FLAG_EMPTY, HEADER_SIZE, MAX_ENTRY } from './header.js'
+import type { Repairs } from './repairs.js'
+
+const CHUNK = 1 << 20
+const ZEROS = Buffer.alloc(65536)
+
+export class ClusterCheck {
+  readonly #r: Repairs
+  /** The clusters of the extension and its bitmaps. */
+  #extension: ReadonlySet<number>
+  /** Where the next cluster goes that a repair needs. */
+  #end: number
+  #lastUsed = 0
+  allocated = 0
+  fragmented = 0
+  /** Guest data, or other bits, lie in clusters of bitmaps. */
+  overlapped = false
+
+  constructor(repairs: Repairs, extension: readonly number[]) {
+    this.#r = repairs
+    this.#extension = new Set(extension)
+    this.#end = this.#fileEnd()
+    if (this.#extension.size < extension.length) this.#sharedBits()
+  }
+
+  /** Two bitmaps, or a bitmap and the extension, in one cluster: nobody can say whose bits these are. */
+  #sharedBits(): void {
+    this.overlapped = true
+    this.#r.report('corruption', 'shared-cluster', 'several bitmaps share a cluster', this.#r.all)
+  }
+
+  /** End of the last cluster in use, in bytes. */
+  get imageEnd(): number {
+    return this.#lastUsed
+  }
+
+  /** The file's end, rounded up to a cluster. */
+  #fileEnd(): number {
+    const { dataStart, clusterSize } = this.#r.geometry
+    return dataStart + Math.max(0, Math.ceil((this.#r.storage.size() - dataStart) / clusterSize)) * clusterSize
+  }
+
+  /** Every entry: is it in the file, in its place, and alone there. */
+  checkBat(): void {
+    for (const from of this.#windows()) this.#checkWindow(this.#newWindow(from), from)
+  }
+
+  /**
+   * What nothing refers to.
+   * @param extension the clusters of the extension as it is now
+   */
+  checkLeaks(extension: readonly number[]): void {
+    this.#extension = new Set(extension)
+    this.#lastUsed = this.#r.geometry.dataStart
+    for (const from of this.#windows()) this.#checkGaps(this.#markAll(from))
+    this.#checkTail()
+  }
+
+  #use(offset: number): void {
+    if (offset < this.#end) this.#lastUsed = Math.max(this.#lastUsed, offset + this.#r.geometry.clusterSize)
+  }
+
+  /** The numbers of the first cluster of each window; there is always one. */
+  *#windows(): Generator<number> {
+    const { dataStart, clusterSize } = this.#r.geometry
+    for (let from = 0; from === 0 || dataStart + from * clusterSize < this.#end; from += WINDOW) yield from
+  }
+
+  /** With the extension's clusters marked. */
+  #newWindow(from: number): UsedClusters {
+    const { dataStart, clusterSize } = this.#r.geometry
+    const count = Math.min(WINDOW, (this.#end - dataStart) / clusterSize - from)
+    const used = new UsedClusters(dataStart + from * clusterSize, clusterSize, Math.max(0, count))
+    for (const cluster of this.#extension) {
+      used.mark(cluster, clusterSize)
+      this.#use(cluster)
+    }
+    return used
+  }
+
+  #markAll(from: number): UsedClusters {
+    const used = this.#newWindow(from)
+    const { clusterSize, unit } = this.#r.geometry
+    this.#eachEntry((entry) => {
+      used.mark(entry * unit, clusterSize)
+      this.#use(entry * unit)
+    })
+    return used
+  }
+
+  #checkWindow(used: UsedClusters, from: number): void {
+    const { dataStart, batEnd, clusterSize, unit } = this.#r.geometry
+    const first = dataStart + from * clusterSize
+    const end = first + WINDOW * clusterSize
+    let previous = 0
+    this.#eachEntry((entry, index) => {
+      const offset = entry * unit
+      const misplaced = offset < dataStart || (offset - dataStart) % clusterSize !== 0
+      if (from === 0) {
+        this.allocated++
+        if (previous !== 0 && previous + clusterSize !== offset) this.fragmented++
+        previous = offset
+        this.#use(offset)
+        if (offset < batEnd || offset >= this.#end) this.#outOfRange(index, offset)
+        else if (misplaced) this.#misplaced(index, offset)
+      }
+      if (misplaced && offset >= batEnd) used.mark(offset, clusterSize)
+      else if (offset >= first && offset < Math.min(end, this.#end) && used.mark(offset, clusterSize))
+        this.#shared(index, offset)
+    })
+  }
+
+  /** Calls back for every entry that is not 0. */
+  #eachEntry(visit: (entry: number, index: number) => void): void {
+    const { entries } = this.#r.geometry
+    if ((this.#r.header.flags & FLAG_EMPTY) !== 0) return
+    const perChunk = CHUNK / BAT_ENTRY_SIZE
+    const chunk = new Uint8Array(CHUNK)
+    const view = new DataView(chunk.buffer)
+    for (let first = 0; first < entries; first += perChunk) {
+      const count = Math.min(perChunk, entries - first)
+      const at = HEADER_SIZE + first * BAT_ENTRY_SIZE
+      // A table of a huge empty disk is mostly a hole.
+      if (this.#r.storage.nextData(at) >= at + count * BAT_ENTRY_SIZE) continue
+      this.#r.storage.read(chunk, 0, count * BAT_ENTRY_SIZE, at)
+      for (let i = 0; i < count; i++) {
+        const entry = view.getUint32(i * BAT_ENTRY_SIZE, true)
+        if (entry !== 0) visit(entry, first + i)
+      }
+    }
+  }
+
+  #setEntry(index: number, offset: number): void {
+    this.#r.mark()
+    const bytes = new Uint8Array(BAT_ENTRY_SIZE)
+    new DataView(bytes.buffer).setUint32(0, offset / this.#r.geometry.unit, true)
+    this.#r.storage.write(bytes, 0, BAT_ENTRY_SIZE, HEADER_SIZE + index * BAT_ENTRY_SIZE)
+  }
+
+  #where(index: number): Partial<Finding> {
+    return { offset: HEADER_SIZE + index * BAT_ENTRY_SIZE, guest: index * this.#r.geometry.clusterSize }
+  }
+
+  #outOfRange(index: number, offset: number): void {
+    const { dataStart } = this.#r.geometry
+    const expected = `${dataStart} to ${this.#fileEnd()}`
+    const message = `BAT entry ${index} says byte ${offset}, expected one from ${expected}`
+    if (this.#r.all) this.#setEntry(index, 0)
+    this.#r.report('corruption', 'bat-range', message, this.#r.all, { ...this.#where(index), found: offset, expected })
+  }
+
+  #misplaced(index: number, offset: number): void {
+    const { dataStart, clusterSize } = this.#r.geometry
+    const message = `BAT entry ${index} says byte ${offset}, expected a whole number of clusters (${clusterSize} bytes) behind ${dataStart}`
+    const mended = this.#r.all && this.#copyAway(index, offset)
+    this.#r.report('corruption', 'bat-alignment', message, mended, { ...this.#where(index), found: offset })
+  }
+
+  #shared(index: number, offset: number): void {
+    const ofExtension = this.#extension.has(offset)
+    const other = ofExtension ? 'the format extension' : 'another entry'
+    this.overlapped ||= ofExtension
+    const mended = this.#r.all && this.#copyAway(index, offset)
+    const message = `BAT entry ${index} says byte ${offset}, which ${other} uses too`
+    this.#r.report('corruption', 'shared-cluster', message, mended, { ...this.#where(index), found: offset })
+  }
+
+  /** Gives an entry a cluster of its own at the file's end, with what it shows now. */
+  #copyAway(index: number, from: number): boolean {
+    const { clusterSize, unit } = this.#r.geometry
+    const to = this.#end
+    if (to / unit > MAX_ENTRY) return false
+    this.#r.mark()
+    const buffer = new Uint8Array(Math.min(CHUNK, clusterSize))
+    for (let done = 0; done < clusterSize; done += buffer.length) {
+      const count = Math.min(buffer.length, clusterSize - done)
+      buffer.fill(0, this.#r.storage.read(buffer, 0, count, from + done))
+      this.#r.storage.write(buffer, 0, count, to + done)
+    }
+    this.#r.storage.sync()
+    this.#end = to + clusterSize
+    this.#setEntry(index, to)
+    return true
+  }
+
+  /** Clusters between used ones that hold something although nothing refers to them. Zeros are free space, not leaks. */
+  #checkGaps(used: UsedClusters): void {
+    const { clusterSize } = this.#r.geometry
+    for (const { offset, length } of used.gaps()) {
+      // What is behind the last cluster in use is cut off instead.
+      const end = Math.min(offset + length, this.#lastUsed)
+      for (let data = this.#nextNonZero(offset, end); data < end; ) {
+        const cluster = data - ((data - offset) % clusterSize)
+        const message = `the cluster at byte ${cluster} is used by nothing`
+        this.#r.report('leak', 'leak', message, this.#r.leaks, { offset: cluster })
+        if (this.#r.leaks) {
+          this.#r.mark()
+          this.#r.storage.punch(cluster, clusterSize)
+        }
+        data = this.#nextNonZero(cluster + clusterSize, end)
+      }
+    }
+  }
+
+  #nextNonZero(from: number, end: number): number {
+    const { storage } = this.#r
+    const buffer = Buffer.alloc(ZEROS.length)
+    for (let at = from < end ? storage.nextData(from) : end; at < end; ) {
+      const count = storage.read(buffer, 0, Math.min(buffer.length, end - at), at)
+      if (count === 0) return end
+      if (buffer.compare(ZEROS, 0, count, 0, count) !== 0) return at + buffer.findIndex((byte) => byte !== 0)
+      at = storage.nextData(at + count)
+    }
+    return end
+  }
+
+  /** What is behind the last cluster in use. */
+  #checkTail(): void {
+    const { clusterSize } = this.#r.geometry
+    const size = this.#r.storage.size()
+    const tail = this.#lastUsed
+    if (size <= tail) return
+    const count = Math.ceil((size - tail) / clusterSize)
+    const message = `${count} clusters from byte ${tail} on, at the file's end, are used by nothing`
+    if (this.#r.leaks) {
+      this.#r.mark()
+      this.#r.storage.truncate(tail)
+    }
+    this.#r.report('leak', 'leak', message, this.#r.leaks, { offset: tail, count, found: size, expected: tail })
+  }
+}
