@@ -115,7 +115,7 @@ function findGaps(layout: VhdLayout, cells: Uint32Array, blockSectors: number): 
 }
 
 /** What is left of a range without the ranges of a list that is sorted by `start`. */
-function subtract(range: Range, taken: readonly Range[]): Range[] {
+export function subtract(range: Range, taken: readonly Range[]): Range[] {
   const left: Range[] = []
   let start = range.start
   for (const area of taken) {
