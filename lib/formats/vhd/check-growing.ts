@@ -15,11 +15,12 @@ import type { VhdReport } from './check-report.js'
 import { type FaultKind, TableCheck, type TableFault } from './check-table.js'
 import { decodeHeader, HEADER_BYTES, HEADER_CHECKSUM } from './dynamic-header.js'
 import { DiskType, FOOTER_BYTES, hex32, OLD_FOOTER_BYTES } from './footer.js'
-import { SECTOR } from './geometry.js'
+import { geometryAgrees, SECTOR } from './geometry.js'
 import { blocksOf, ENTRY_BYTES, type VhdLayout } from './layout.js'
 import { readParentNames } from './locators.js'
 import { checkDataOffset, parentRequest, refuseOverlap, reservedAreas } from './open.js'
 import { COPIED, planCopies, type VhdRepair } from './repair.js'
+import type { Range } from './table.js'
 
 export interface GrowingCheck {
   readonly context: CheckContext
@@ -30,8 +31,8 @@ export interface GrowingCheck {
   readonly repair: VhdRepair
 }
 
-/** So much between the last block and the footer is alignment, and no leak. */
-const PADDING = 4096
+/** So much between the last block and the footer is no leak if it is zeros: Windows leaves some KiB there. */
+const PADDING = 65536
 
 /** @returns undefined where the header tells nothing that could be gone by */
 export function checkGrowing(check: GrowingCheck): CheckTotals | undefined {
@@ -44,7 +45,7 @@ export function checkGrowing(check: GrowingCheck): CheckTotals | undefined {
     return undefined
   }
   const table = new TableCheck(layout, context.storage)
-  decideTrust(check, header, table)
+  decideTrust(check, layout, header, table)
   mendHeader(check, header)
   mendFooters(check, table)
   mendTable(check, layout, table)
@@ -129,19 +130,30 @@ function layoutOf({ context, judged, size, report }: GrowingCheck, { bytes, offs
   }
 }
 
-/** A wrong checksum is mended where nothing else contradicts the fields; nothing is mended by fields that are in doubt. */
-function decideTrust({ judged, report }: GrowingCheck, header: SealedHeader, table: TableCheck): void {
+/**
+ * A wrong checksum is mended where nothing contradicts the fields: the table that they lead to is without fault, and
+ * there is no data that it does not account for. Nothing is mended by fields that are in doubt.
+ */
+function decideTrust(check: GrowingCheck, layout: VhdLayout, header: SealedHeader, table: TableCheck): void {
+  const { judged, report } = check
   const { proven, faults } = judged
   const headerSound = header.found === header.expected
-  const confirmed = proven || (headerSound && table.sound)
-  const headerConfirmed = headerSound || (proven && table.sound)
+  const consistent = (proven && headerSound) || (table.sound && findLeaks(check, layout, table).next().done === true)
+  const confirmed = proven || (headerSound && consistent && sizeConfirmed(layout))
+  const headerConfirmed = headerSound || (proven && consistent)
   if (!confirmed || !headerConfirmed || faults.some(({ certain }) => !certain)) report.all = false
   for (const fault of faults) report.addFooter(fault, confirmed)
   if (headerSound) return
   const [found, expected] = [hex32(header.found), hex32(header.expected)]
-  const hint = headerConfirmed ? '' : '; the footer or the table is wrong too, so it is not repaired'
+  const hint = headerConfirmed ? '' : '; the footer or the table does not confirm its fields, so it is not repaired'
   const text = `the dynamic disk header's checksum is ${found}: expected ${expected}${hint}`
   report.add('corruption', 'header-checksum', text, headerConfirmed, { offset: header.offset, found, expected })
+}
+
+/** The footer's sizes and geometry agree, or the header says the same size. */
+function sizeConfirmed({ size, footer, header }: VhdLayout): boolean {
+  if (Math.ceil(size / header!.blockSize) === header!.maxTableEntries) return true
+  return geometryAgrees(footer)
 }
 
 function mendHeader({ report, repair }: GrowingCheck, { found, expected, bytes, offset }: SealedHeader): void {
@@ -261,30 +273,48 @@ function checkParent({ context, report }: GrowingCheck, layout: VhdLayout): void
   }
 }
 
-/** Leaked space is told, and given back where no fault of the table makes it likely that a lost block is in it. */
-function giveBack({ context, judged, report, repair }: GrowingCheck, layout: VhdLayout, table: TableCheck): void {
+/** Space that no block lies on. */
+interface Leak extends Range {
+  /** Room for so many blocks of it is in use. */
+  readonly count: number
+}
+
+/** Gaps that hold something, and then what is in front of the footer. */
+function* findLeaks({ context, judged }: GrowingCheck, layout: VhdLayout, table: TableCheck): Generator<Leak> {
   const { storage } = context
   const { blockBytes } = layout.blocks!
+  for (const gap of table.gaps()) {
+    const count = filledPieces(storage, gap.start, gap.end, blockBytes)
+    if (count > 0) yield { ...gap, count }
+  }
+  const [start, end] = [table.lastEnd, judged.offset]
+  if (end - start < blockBytes && end - start <= PADDING) return
+  const wanted = end - start > PADDING && !isDevice(storage)
+  if (wanted || nextNonZero(storage, start, end) < end)
+    yield { start, end, count: Math.ceil((end - start) / blockBytes) }
+}
+
+/** Leaked space is told, and given back where no fault of the table makes it likely that a lost block is in it. */
+function giveBack(check: GrowingCheck, layout: VhdLayout, table: TableCheck): void {
+  const { context, report, repair } = check
   const now = context.repair !== 'none' && table.sound && !report.corrupt
   const why = table.sound ? 'the image has other faults' : 'the data of a block whose entry was wrong may be there'
   const hint = context.repair === 'none' || now ? '' : `; it is kept, as ${why}`
   let punched = false
-  for (const gap of table.gaps()) {
-    const count = filledPieces(storage, gap.start, gap.end, blockBytes)
-    if (count === 0) continue
-    const text = `${gap.end - gap.start} bytes from byte ${gap.start} on, room for ${count} blocks, hold data of no block`
-    report.add('leak', 'leak', text + hint, table.sound, { offset: gap.start, count }, now)
-    if (now) repair.punch(gap)
-    punched ||= now
+  for (const { start, end, count } of findLeaks(check, layout, table)) {
+    const tail = start === table.lastEnd
+    const where = tail ? ", at the file's end," : ''
+    const text = `${end - start} bytes from byte ${start} on${where} belong to no block: ${count} blocks' worth${hint}`
+    report.add('leak', 'leak', text, table.sound, { offset: start, count, found: end - start, expected: 0 }, now)
+    if (!now) continue
+    if (!tail || isDevice(context.storage)) repair.punch({ start, end })
+    else if (repair.footerOffset !== start) {
+      if (punched) context.storage.sync()
+      repair.cutTail(start)
+    }
+    punched = true
   }
-  if (punched) storage.sync()
-  const tail = judged.offset - table.lastEnd
-  if (tail <= PADDING || isDevice(storage)) return
-  const count = Math.ceil(tail / blockBytes)
-  const text = `${tail} bytes from byte ${table.lastEnd} on, at the file's end, room for ${count} blocks, belong to no block`
-  const more = { offset: table.lastEnd, count, found: judged.offset, expected: table.lastEnd }
-  report.add('leak', 'leak', text + hint, table.sound, more, now)
-  if (now && repair.footerOffset !== table.lastEnd) repair.cutTail(table.lastEnd)
+  if (punched) context.storage.sync()
 }
 
 /** Pieces of a gap, each the size of a block, that hold something. Zeros are free space, not leaks. */

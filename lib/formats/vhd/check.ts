@@ -9,7 +9,7 @@ import { type JudgedFooter, judgeFooters } from './check-footer.js'
 import { checkGrowing } from './check-growing.js'
 import { VhdReport } from './check-report.js'
 import { DiskType, FOOTER_BYTES, OLD_FOOTER_BYTES } from './footer.js'
-import { diskSize, geometrySectors, MAX_DISK_SIZE, SECTOR } from './geometry.js'
+import { diskSize, geometryAgrees, geometrySectors, MAX_DISK_SIZE, SECTOR } from './geometry.js'
 import { VhdRepair } from './repair.js'
 
 const NOTHING: CheckTotals = { imageEnd: 0, clusters: 0, allocated: 0, fragmented: 0, compressed: 0 }
@@ -34,15 +34,13 @@ export function checkVhd(context: CheckContext): CheckTotals {
 
 /** What is only worth knowing. */
 function checkRemarks({ footer, offset, length, sound }: JudgedFooter, size: number, report: VhdReport): void {
-  const { savedState, currentSize, creatorApplication, heads, sectorsPerTrack } = footer
+  const { savedState, currentSize, creatorApplication } = footer
   if (savedState !== 0) {
     const text = 'the disk belongs to a virtual machine in saved state, which does not expect it to change'
     report.add('warning', 'saved-state', text, false, { offset, found: savedState, expected: 0 })
   }
   const said = geometrySectors(footer) * SECTOR
-  // It says a size to within a cylinder, rounded down.
-  const off = currentSize < said || currentSize >= said + heads * sectorsPerTrack * SECTOR
-  if (size === said && off) {
+  if (size === said && !geometryAgrees(footer)) {
     const creator = creatorApplication.trim()
     const text = `the geometry says ${said} bytes and Current Size ${currentSize}: with the creator '${creator}' the geometry counts, and other programs may think otherwise`
     report.add('warning', 'geometry', text, false, { offset, found: said, expected: currentSize })

@@ -4,8 +4,8 @@
  *
  * 1. the checksum of the dynamic disk header, where all else confirms the header
  * 2. the copy of the footer, from the footer at the end; with both of them wrong, the one at the end comes first
- * 3. the footer at the end: where one is sound, it is written behind what the next steps need, and then the old one is
- *    zeroed if a block lies there
+ * 3. the footer at the end, behind what the next steps need; one that a block lies over stays in it, as what the block
+ *    shows
  * 4. a copy of each block that lies over something else, in a place of its own; nothing refers to it yet
  * 5. the block allocation table
  * 6. sector bitmaps: bits that change nothing of what this program shows
@@ -104,14 +104,11 @@ export class VhdRepair {
     this.#length = FOOTER_BYTES
   }
 
-  /** Step 3: makes room up to `end`. Where a block lies over the old footer, that one is zeroed. */
+  /** Step 3: makes room up to `end`. */
   growTo(end: number): void {
     if (end <= this.#offset) return
-    const [from, length] = [this.#offset, this.#length]
-    const offset = Math.max(end, roundUp(from + length, SECTOR))
+    const offset = Math.max(end, roundUp(this.#offset + this.#length, SECTOR))
     this.write(this.#footer, offset)
-    this.#storage.zero(from, Math.min(length, offset - from))
-    this.#storage.sync()
     this.#offset = offset
     this.#length = FOOTER_BYTES
   }
