@@ -620,7 +620,13 @@ t.test('the parent', async (t) => {
   writeFileSync(parent, allOf(image()))
   const opened = vhd.open(contextOf(image()))
   const storage = MemoryStorage.create({ path: 'child.vhd' })
-  const backing = { path: parent, format: 'vhd', layout: opened.layout, size: opened.size, mtimeMs: Date.UTC(2001, 0, 1) }
+  const backing = {
+    path: parent,
+    format: 'vhd',
+    layout: opened.layout,
+    size: opened.size,
+    mtimeMs: Date.UTC(2001, 0, 1),
+  }
   vhd.create({ storage, path, size: opened.size, options: { block_size: BLOCK }, backing })
   writeFileSync(path, allOf(storage))
   t.match(checkImage(path).findings, [{ what: 'parent-changed', severity: 'warning' }], 'the time is another')
