@@ -287,6 +287,11 @@ export interface CheckContext extends OpenContext {
   readonly repair: Repair
   /** Is told everything that is found, in no order that matters. */
   found(finding: Finding): void
+  /**
+   * Looks for a parent as opening the image would, read-only and without a lock, and closes it again.
+   * @throws what opening would: NOT_FOUND, GATE, and what `verify` throws
+   */
+  lookForParent?(request: ParentRequest): void
 }
 
 /** What a check counted, with qemu-img's meaning. */

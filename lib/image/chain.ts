@@ -162,8 +162,25 @@ export function detectFormat(storage: Storage): Format {
   return detect({ path: storage.path, size, head, tail })
 }
 
+/** What finding a layer's parent needs to know of it. */
+type Child = Pick<Layer, 'path' | 'storage' | 'snapshot'>
+
+/** Opens a parent as opening its child would, without a lock, and closes it again. @throws what opening it throws */
+export function lookForParent(child: Child, request: ParentRequest, gate: Gate): void {
+  const options = { ...NO_OPTIONS, warn: () => {} }
+  closeLayers([openParent([child], request, gate, options)])
+}
+
+const NO_OPTIONS = {
+  readOnly: true,
+  format: undefined,
+  backingDirs: [],
+  lock: false,
+  parents: true,
+}
+
 /** Tries the places where the parent may be, best first; takes the first that is the right one. */
-function openParent(layers: readonly Layer[], request: ParentRequest, gate: Gate, options: ChainOptions): Layer {
+function openParent(layers: readonly Child[], request: ParentRequest, gate: Gate, options: ChainOptions): Layer {
   const child = layers.at(-1)!
   if (layers.length >= MAX_LAYERS)
     throw new VdiskError('CORRUPT', `a chain of more than ${MAX_LAYERS} images`, { path: layers[0]!.path })
@@ -192,7 +209,7 @@ function openParent(layers: readonly Layer[], request: ParentRequest, gate: Gate
 }
 
 function tryParent(
-  layers: readonly Layer[],
+  layers: readonly Child[],
   request: ParentRequest,
   candidate: string,
   gate: Gate,
@@ -220,7 +237,7 @@ function tryParent(
   }
 }
 
-function refuseLoop(layers: readonly Layer[], storage: Storage, snapshot: string | undefined): void {
+function refuseLoop(layers: readonly Child[], storage: Storage, snapshot: string | undefined): void {
   const id = identity(storage)
   if (id !== undefined && layers.some((layer) => identity(layer.storage) === id && layer.snapshot === snapshot))
     throw new VdiskError('CORRUPT', 'it is its own parent: the chain of images is a loop', { path: storage.path })

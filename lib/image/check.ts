@@ -6,7 +6,7 @@ import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
-import { detectFormat, imageFile, openBeside } from './chain.js'
+import { detectFormat, imageFile, lookForParent, openBeside } from './chain.js'
 import { Gate } from './gate.js'
 
 /** More findings than this are counted and not kept. */
@@ -63,6 +63,7 @@ export function checkImage(path: string, request: CheckRequest = {}): CheckRepor
       repair,
       warn: (message) => warn(`${path}: ${message}`),
       found: (finding) => report.add(finding),
+      lookForParent: (request) => lookForParent({ path: file, storage, snapshot: undefined }, request, gate),
       openFile: (name, candidates) => ({
         index: storages.length,
         storage: take(openBeside(file, name, candidates, gate, readOnly)),

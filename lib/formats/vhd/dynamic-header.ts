@@ -51,7 +51,7 @@ export type DynamicHeader = RecordOf<typeof HEADER>
 export type Locator = RecordOf<typeof LOCATOR>
 
 export const HEADER_COOKIE = 'cxsparse'
-const CHECKSUM_FIELD = HEADER.offsetOf('checksum')
+export const HEADER_CHECKSUM = HEADER.offsetOf('checksum')
 const ENTRY_BYTES = 4
 
 /** The numbers of an image that the header's fields are held against. */
@@ -75,7 +75,7 @@ export function decodeHeader(buffer: Uint8Array, limits: HeaderLimits, place: Pl
   }
   const header = HEADER.read(buffer, 0, place)
   checkVersion('VHD dynamic disk header: version', header.headerVersion, place)
-  const faults = [checksumFault(buffer, CHECKSUM_FIELD), headerFault(header, limits)].filter((fault) => fault)
+  const faults = [checksumFault(buffer, HEADER_CHECKSUM), headerFault(header, limits)].filter((fault) => fault)
   if (faults.length === 0) return header
   throw new VdiskError('CORRUPT', `VHD dynamic disk header: ${faults.join('; ')}`, place)
 }
@@ -97,6 +97,6 @@ function headerFault(header: DynamicHeader, { diskSize, end }: HeaderLimits): st
 /** The bytes of a header, its checksum made right. */
 export function encodeHeader(header: DynamicHeader): Uint8Array {
   const buffer = HEADER.encode(header)
-  HEADER.write({ ...header, checksum: onesComplementByteSum(buffer, CHECKSUM_FIELD) }, buffer)
+  HEADER.write({ ...header, checksum: onesComplementByteSum(buffer, HEADER_CHECKSUM) }, buffer)
   return buffer
 }

@@ -45,7 +45,7 @@ export const FOOTER = new Struct('VHD footer', FOOTER_BYTES, 'big', {
 export type Footer = RecordOf<typeof FOOTER>
 
 export const FOOTER_COOKIE = 'conectix'
-const CHECKSUM_FIELD = FOOTER.offsetOf('checksum')
+export const FOOTER_CHECKSUM = FOOTER.offsetOf('checksum')
 
 /** "Disk Type" */
 export const DiskType = { FIXED: 2, DYNAMIC: 3, DIFFERENCING: 4 } as const
@@ -88,7 +88,7 @@ export function checksumFault(buffer: Uint8Array, field: number): string | undef
 
 /** What is wrong with the checksum of 512 bytes that look like a footer, or undefined. */
 export function footerFault(buffer: Uint8Array): string | undefined {
-  return checksumFault(buffer, CHECKSUM_FIELD)
+  return checksumFault(buffer, FOOTER_CHECKSUM)
 }
 
 /**
@@ -113,6 +113,6 @@ export function checkVersion(name: string, version: number, place: Place): void 
 /** The bytes of a footer, its checksum made right. */
 export function encodeFooter(footer: Footer): Uint8Array {
   const buffer = FOOTER.encode(footer)
-  FOOTER.write({ ...footer, checksum: onesComplementByteSum(buffer, CHECKSUM_FIELD) }, buffer)
+  FOOTER.write({ ...footer, checksum: onesComplementByteSum(buffer, FOOTER_CHECKSUM) }, buffer)
   return buffer
 }

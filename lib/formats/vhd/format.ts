@@ -2,6 +2,7 @@
 
 import type { Driver, Format, LayerContext } from '../driver.js'
 import { FlatDriver } from '../flat.js'
+import { checkVhd } from './check.js'
 import { createVhd, VHD_OPTIONS } from './create.js'
 import { BlockDriver } from './driver.js'
 import { vhdFacts } from './facts.js'
@@ -24,4 +25,5 @@ export const vhd: Format<VhdLayout> = {
   attach,
   create: createVhd,
   facts: vhdFacts,
+  check: checkVhd,
 }

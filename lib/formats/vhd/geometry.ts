@@ -64,3 +64,10 @@ export function diskSize(creator: string, currentSize: number, geometry: Geometr
   const meant = GEOMETRY_CREATORS.includes(creator) && sectors !== 0 && sectors !== MAX_GEOMETRY_SECTORS
   return meant ? sectors * SECTOR : currentSize - (currentSize % SECTOR)
 }
+
+/** True where a footer's geometry and "Current Size" can be of one disk: a geometry is rounded down to a cylinder. */
+export function geometryAgrees(footer: Geometry & { readonly currentSize: number }): boolean {
+  const sectors = geometrySectors(footer)
+  const rest = footer.currentSize / SECTOR - sectors
+  return sectors === MAX_GEOMETRY_SECTORS ? rest >= 0 : rest >= 0 && rest < footer.heads * footer.sectorsPerTrack
+}

@@ -170,7 +170,7 @@ function growingLayout({ storage }: OpenContext, found: FoundFooter): VhdLayout 
   return { ...layout, type, header, blocks, parentNames, batmap: batmap !== undefined }
 }
 
-function checkDataOffset(footer: Footer, end: number, path: string): number {
+export function checkDataOffset(footer: Footer, end: number, path: string): number {
   const { dataOffset } = footer
   const right = dataOffset !== undefined && dataOffset % SECTOR === 0 && dataOffset >= FOOTER_BYTES
   if (right && dataOffset < end) return dataOffset
@@ -181,7 +181,7 @@ function checkDataOffset(footer: Footer, end: number, path: string): number {
   })
 }
 
-function reservedAreas(
+export function reservedAreas(
   header: DynamicHeader,
   headerOffset: number,
   differencing: boolean,
@@ -207,7 +207,7 @@ function reservedAreas(
 }
 
 /** Writing the table must not write over a header. Locators are only read: they do no harm wherever they lie. */
-function refuseOverlap(areas: readonly Reserved[], place: Place): void {
+export function refuseOverlap(areas: readonly Reserved[], place: Place): void {
   const [copy, header, table] = areas
   for (const [a, b] of [
     [copy!, header!],
@@ -223,7 +223,7 @@ function refuseOverlap(areas: readonly Reserved[], place: Place): void {
 /** A parent's time stamp says the same where it is the file's time or that of the footer, to within this. */
 const TIME_STAMP_TOLERANCE_S = 2
 
-function parentRequest(layout: VhdLayout, path: string): ParentRequest {
+export function parentRequest(layout: VhdLayout, path: string): ParentRequest {
   const { header, parentNames } = layout
   const { parentUniqueId, parentTimeStamp } = header!
   return {

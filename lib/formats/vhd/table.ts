@@ -23,6 +23,13 @@ function eachChunk(layout: VhdLayout, storage: Storage, visit: (first: number, e
 
 const LITTLE_ENDIAN_HOST = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1
 
+/** Calls back for every block that the table on disk refers to, in the order of the table. */
+export function eachBlock(layout: VhdLayout, storage: Storage, visit: (block: number, entry: number) => void): void {
+  eachChunk(layout, storage, (first, entries) => {
+    for (let i = 0; i < entries.length; i++) if (entries[i] !== NO_BLOCK) visit(first + i, entries[i]!)
+  })
+}
+
 /** How many blocks the table on disk refers to. */
 export function countBlocks(layout: VhdLayout, storage: Storage): number {
   let count = 0
@@ -115,7 +122,7 @@ function findGaps(layout: VhdLayout, cells: Uint32Array, blockSectors: number): 
 }
 
 /** What is left of a range without the ranges of a list that is sorted by `start`. */
-function subtract(range: Range, taken: readonly Range[]): Range[] {
+export function subtract(range: Range, taken: readonly Range[]): Range[] {
   const left: Range[] = []
   let start = range.start
   for (const area of taken) {
