@@ -14,9 +14,10 @@ const FOLDERS = {
   metadata: ['storage', 'native', 'util'],
   formats: ['metadata', 'storage', 'native', 'util'],
   image: ['formats', 'metadata', 'storage', 'native', 'util'],
+  partitions: ['util'],
   transports: ['image', 'formats', 'metadata', 'storage', 'native', 'util'],
-  mount: ['transports', 'image', 'formats', 'metadata', 'storage', 'native', 'util'],
-  cli: ['index.ts', 'mount', 'transports', 'image', 'formats', 'metadata', 'storage', 'native', 'util'],
+  mount: ['transports', 'partitions', 'image', 'formats', 'metadata', 'storage', 'native', 'util'],
+  cli: ['index.ts', 'mount', 'transports', 'partitions', 'image', 'formats', 'metadata', 'storage', 'native', 'util'],
   'index.ts': ['image', 'formats', 'metadata', 'storage', 'native', 'util'],
 }
 
