@@ -2,7 +2,9 @@
 
 import { closeSync } from 'node:fs'
 import { type KernelMount, mountAsRoot, unmount } from '../transports/kernel/mounting.js'
+import type { CachePolicy } from '../transports/kernel/opens.js'
 import { WorkerPool } from '../transports/kernel/pool.js'
+import type { MountOptions } from './registry.js'
 import type { MountTransport, ServeRequest, Serving } from './transports.js'
 import type { WorkerSetup } from './worker.js'
 
@@ -46,10 +48,19 @@ function startPool(mount: KernelMount, { image, tree, options, workerDied }: Ser
     data: () => setup,
     fd: mount.fd,
     negotiated: mount.negotiated,
+    cachePolicy: cachePolicyOf(options),
     initial: Math.min(INITIAL_WORKERS, max),
     max,
     onDeath: workerDied,
   })
+}
+
+/**
+ * `disk.raw` and `partitions/N.raw` are the same bytes under two names, for which the kernel would keep two copies of
+ * each page: so it is to keep none.
+ */
+function cachePolicyOf({ partitions }: MountOptions): CachePolicy {
+  return partitions ? 'direct' : 'cached'
 }
 
 export const transport: MountTransport = {

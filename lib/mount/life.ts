@@ -7,6 +7,7 @@
 import type { Image } from '../image/image.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
+import type { Attachment } from './attachment.js'
 import { type RegistryEntry, remove, update } from './registry.js'
 import type { Listener } from './server.js'
 import type { MountTransport, Serving } from './transports.js'
@@ -23,6 +24,7 @@ export class LiveMount {
   readonly #image: Image
   readonly #transport: MountTransport
   readonly #listener: Listener
+  readonly #attachment: Attachment | undefined
   readonly #onSignal = (signal: NodeJS.Signals) => void this.#end(signal)
   readonly #onError = (error: unknown) => this.#internalError(error)
   #entry: RegistryEntry
@@ -35,11 +37,19 @@ export class LiveMount {
   /** Why the mount ended, where nobody asked for it. */
   #broken: unknown
 
-  constructor(entry: RegistryEntry, image: Image, transport: MountTransport, listener: Listener) {
+  /** @param attachment the loop device that the mount is there for */
+  constructor(
+    entry: RegistryEntry,
+    image: Image,
+    transport: MountTransport,
+    listener: Listener,
+    attachment?: Attachment,
+  ) {
     this.#entry = entry
     this.#image = image
     this.#transport = transport
     this.#listener = listener
+    this.#attachment = attachment
   }
 
   /** Mounts and starts to serve. @throws VdiskError; nothing is mounted then, and the image is left open. */
@@ -49,18 +59,31 @@ export class LiveMount {
     for (const signal of SIGNALS) process.on(signal, this.#onSignal)
     process.on('uncaughtException', this.#onError)
     try {
-      this.#serving = await this.#transport.serve({
+      const serving = await this.#transport.serve({
         image: this.#image,
         mountpoint,
         options,
         tree,
         workerDied: (thread, reason) => this.#workerDied(thread, reason),
       })
+      const loop = await this.#attach(serving)
+      this.#serving = serving
+      this.#entry = { ...this.#entry, loop, phase: 'mounted' }
     } catch (error) {
       this.#unlisten()
       throw error
     }
-    this.#entry = { ...this.#entry, phase: 'mounted' }
+  }
+
+  /** Attaches the loop device, if there is to be one. Where that fails, nothing is mounted any more. */
+  async #attach(serving: Serving): Promise<string | undefined> {
+    try {
+      return await this.#attachment?.attach(this.#listener.warning)
+    } catch (error) {
+      await this.#transport.unmount(this.#entry.mountpoint, { force: true, lazy: true }).catch(() => {})
+      await serving.ended.catch(() => {})
+      throw error
+    }
   }
 
   /**
@@ -68,7 +91,7 @@ export class LiveMount {
    * @throws VdiskError where that failed; the registry keeps it until `umount` has read it.
    */
   async live(): Promise<void> {
-    const timer = setInterval(() => this.#commit(), COMMIT_INTERVAL)
+    const timer = setInterval(() => this.#tend(), COMMIT_INTERVAL)
     try {
       this.#announce()
       await this.#serving!.ended
@@ -101,6 +124,11 @@ export class LiveMount {
       trace('nobody waits for this mount any more: %O', error)
       void this.#end('the end of the mount command')
     }
+  }
+
+  #tend(): void {
+    this.#commit()
+    if (this.#attachment?.isGone) void this.#end('the end of its loop device')
   }
 
   #commit(): void {
@@ -137,10 +165,12 @@ export class LiveMount {
     if (!this.#serving) return
     this.#commit()
     try {
+      await this.#attachment?.detach(false)
       await unmountOrSay(this.#entry.mountpoint, this.#transport)
     } catch (error) {
       if (this.#ended) return
       this.#listener.problem(`${oneLine(error)}; ended by force, because of ${cause}`)
+      await this.#attachment?.detach(true).catch((reason: unknown) => this.#listener.problem(oneLine(reason)))
       await this.#abort()
     }
   }

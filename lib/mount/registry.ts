@@ -9,14 +9,17 @@ import {
   linkSync,
   lstatSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   readFileSync,
   renameSync,
+  rmdirSync,
   rmSync,
   statSync,
   writeFileSync,
 } from 'node:fs'
-import { join } from 'node:path'
+import { basename, dirname, join } from 'node:path'
+import type { Partition } from '../partitions/partition.js'
 import { fromSystem, VdiskError } from '../util/errors.js'
 import { isOurType, mountAt, mounts } from './mounts.js'
 import { isAlive, type ProcessIdentity } from './processes.js'
@@ -35,6 +38,8 @@ export interface MountOptions {
   readonly uid: number
   readonly gid: number
   readonly umask: number
+  /** Show the partitions as files of their own. */
+  readonly partitions: boolean
 }
 
 export interface RegistryEntry extends ProcessIdentity {
@@ -46,6 +51,10 @@ export interface RegistryEntry extends ProcessIdentity {
   /** Size of the disk in bytes. */
   readonly size: number
   readonly options: MountOptions
+  /** `/dev/loopN`, of a mount that `attach` made. */
+  readonly loop?: string | undefined
+  /** Those that are shown as files, or that the loop device has. */
+  readonly partitions?: readonly Partition[] | undefined
   /** Where the server writes what it has to say; none of a server in the foreground. */
   readonly log: string | undefined
   /** `mounted` from the moment on at which the files can be used. */
@@ -139,14 +148,38 @@ export function find(mountpoint: string): RegistryEntry | undefined {
   return readEntry(entryPath(mountpoint))
 }
 
-/** Removes an entry and its log. */
+/** Removes an entry and its log, and its mount point where that is a private one. */
 export function remove(entry: RegistryEntry): void {
   removeFile(entryPath(entry.mountpoint), entry)
 }
 
 function removeFile(path: string, entry: RegistryEntry | undefined): void {
+  if (entry && isPrivate(entry.mountpoint)) removePrivate(entry.mountpoint)
   rmSync(path, { force: true })
   if (entry?.log) rmSync(entry.log, { force: true })
+}
+
+/** In the registry's folder: where images are mounted that only their loop devices are wanted of. */
+const PRIVATE = 'attached'
+const LONGEST_NAME = 64
+
+/** Makes a mount point for an image; its name says which, for those who look at `losetup --list`. */
+export function makePrivate(image: string, folder = registryFolder()): string {
+  const parent = join(folder, PRIVATE)
+  mkdirSync(parent, { recursive: true, mode: 0o700 })
+  const name = basename(image).replace(/[^\w.-]/g, '_').slice(0, LONGEST_NAME)
+  return mkdtempSync(join(parent, `${name}-`))
+}
+
+const isPrivate = (mountpoint: string): boolean => dirname(mountpoint) === join(registryFolder(), PRIVATE)
+
+/** Removes a private mount point, where nothing is mounted. */
+export function removePrivate(mountpoint: string): void {
+  try {
+    rmdirSync(mountpoint)
+  } catch {
+    // Still mounted: whoever ends that comes here again.
+  }
 }
 
 function readEntry(path: string): RegistryEntry | undefined {
@@ -183,9 +216,12 @@ export function entries(): { entry: RegistryEntry; state: MountState }[] {
     if (entry && state !== 'gone') found.push({ entry, state })
     else removeFile(path, entry)
   }
-  const logs = found.map(({ entry }) => entry.log)
-  for (const path of names.filter((n) => !n.endsWith('.json')).map((n) => join(folder, n)))
-    if (!logs.includes(path) && isOld(path)) rmSync(path, { force: true })
+  const used = found.flatMap(({ entry }) => [entry.log, entry.mountpoint])
+  for (const path of names.filter((n) => !n.endsWith('.json') && n !== PRIVATE).map((n) => join(folder, n)))
+    if (!used.includes(path) && isOld(path)) rmSync(path, { force: true })
+  if (names.includes(PRIVATE))
+    for (const path of readdirSync(join(folder, PRIVATE)).map((n) => join(folder, PRIVATE, n)))
+      if (!used.includes(path) && !mountAt(path, table) && isOld(path)) removePrivate(path)
   return found.sort((a, b) => (a.entry.mountpoint < b.entry.mountpoint ? -1 : 1))
 }
 

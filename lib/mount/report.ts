@@ -1,13 +1,15 @@
 /**
- * What the server tells the `mount` command while it starts: lines of JSON on a pipe, the last of them `ready` or
- * `error`.
+ * What the server tells the command that started it, and a helper the server: lines of JSON on a pipe. A server's last is
+ * `ready` or `error`.
  */
 
 import { type ErrorCode, VdiskError } from '../util/errors.js'
+import type { RegistryEntry } from './registry.js'
 
 export type Message =
   | { readonly type: 'warning'; readonly text: string }
-  | { readonly type: 'ready'; readonly pid: number }
+  | { readonly type: 'ready'; readonly entry: RegistryEntry }
+  | { readonly type: 'attached'; readonly device: string }
   | { readonly type: 'error'; readonly code: ErrorCode; readonly text: string }
 
 export function encodeMessage(message: Message): string {

@@ -28,7 +28,7 @@ async function run(): Promise<void> {
     warning: (text) => tell({ type: 'warning', text }),
     ready: (entry) => {
       started = true
-      tell({ type: 'ready', pid: entry.pid })
+      tell({ type: 'ready', entry })
       closeSync(REPORT)
     },
     problem: log,

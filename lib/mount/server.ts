@@ -4,20 +4,23 @@
  */
 
 import { statSync } from 'node:fs'
+import { basename } from 'node:path'
 import type { Image } from '../image/image.js'
 import { openImage } from '../image/open.js'
+import { type PartitionTable, readPartitionTable } from '../partitions/table.js'
+import { Attachment } from './attachment.js'
 import { LiveMount } from './life.js'
 import { prepareMountpoint, refuseHiding } from './mountpoint.js'
 import { thisProcess } from './processes.js'
-import { claim, type MountOptions, type RegistryEntry, remove } from './registry.js'
+import { claim, type MountOptions, makePrivate, type RegistryEntry, remove, removePrivate } from './registry.js'
 import { findTransport, type MountTransport } from './transports.js'
 import { treeSettings } from './tree.js'
 
 export interface ServerConfig {
   /** Absolute. */
   readonly image: string
-  /** As the user wrote it, made absolute. */
-  readonly mountpoint: string
+  /** As the user wrote it, made absolute. Undefined: `attach`, a private folder and a loop device over what is in it. */
+  readonly mountpoint: string | undefined
   readonly options: MountOptions
   /** Where standard error goes; none in the foreground. */
   readonly log: string | undefined
@@ -41,8 +44,17 @@ export interface Listener {
  */
 export async function runServer(config: ServerConfig, listener: Listener): Promise<void> {
   const transport = await findTransport(config.options.transport)
-  const mountpoint = await prepareMountpoint(config.mountpoint, transport, listener.warning)
-  const mount = await begin(config, mountpoint, transport, listener)
+  const attached = config.mountpoint === undefined
+  const mountpoint = attached
+    ? makePrivate(config.image)
+    : await prepareMountpoint(config.mountpoint, transport, listener.warning)
+  let mount: LiveMount
+  try {
+    mount = await begin(config, mountpoint, transport, listener)
+  } catch (error) {
+    if (attached) removePrivate(mountpoint)
+    throw error
+  }
   await mount.live()
 }
 
@@ -69,16 +81,30 @@ async function begin(
       mountpoint,
       image.layers.map((layer) => layer.path),
     )
-    entry = newEntry(config, mountpoint, image)
+    const attached = config.mountpoint === undefined
+    const table = attached || options.partitions ? partitionTable(image, attached, listener) : undefined
+    entry = { ...newEntry(config, mountpoint, image), partitions: table?.partitions }
     claim(entry)
-    const mount = new LiveMount(entry, image, transport, listener)
-    await mount.begin(treeSettings(options, statSync(config.image)))
+    const { readOnly } = options
+    const attachment = attached ? new Attachment({ mountpoint, readOnly, table: table! }) : undefined
+    const mount = new LiveMount(entry, image, transport, listener, attachment)
+    const shown = options.partitions ? table?.partitions : undefined
+    await mount.begin(treeSettings(options, statSync(config.image), shown))
     return mount
   } catch (error) {
     image.close()
     if (entry) remove(entry)
     throw error
   }
+}
+
+/** What is wrong with the table is for the user to know. `attached`: a disk without one is nothing to speak of. */
+function partitionTable(image: Image, attached: boolean, listener: Listener): PartitionTable {
+  const table = readPartitionTable(image)
+  const name = basename(image.path)
+  for (const text of table.warnings) listener.warning(`${name}: ${text}`)
+  if (table.label === 'none' && !attached) listener.warning(`${name}: there is no partition table on this disk`)
+  return table
 }
 
 function newEntry({ image: path, options, log }: ServerConfig, mountpoint: string, image: Image): RegistryEntry {

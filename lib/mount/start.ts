@@ -7,7 +7,7 @@ import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
-import { newLogPath } from './registry.js'
+import { newLogPath, type RegistryEntry } from './registry.js'
 import { decodeMessages } from './report.js'
 import type { ServerConfig } from './server.js'
 
@@ -20,10 +20,10 @@ export type MountRequest = Omit<ServerConfig, 'log'>
 /**
  * Mounts an image and leaves a server process behind that serves it.
  * @param warn is told, in one line each, what the user should know
- * @returns when the files can be used: the server's pid
+ * @returns when the files can be used: what the registry has of the mount
  * @throws VdiskError; then nothing is mounted, locked or left behind.
  */
-export async function startMount(request: MountRequest, warn: (message: string) => void): Promise<number> {
+export async function startMount(request: MountRequest, warn: (message: string) => void): Promise<RegistryEntry> {
   const log = newLogPath()
   const fd = openSync(log, 'ax', 0o600)
   let mounted = false
@@ -33,9 +33,9 @@ export async function startMount(request: MountRequest, warn: (message: string) 
     for (const message of messages) {
       if (message.type === 'warning') warn(message.text)
       else if (message.type === 'error') throw new VdiskError(message.code, message.text)
-      else {
+      else if (message.type === 'ready') {
         mounted = true
-        return message.pid
+        return message.entry
       }
     }
     const words = readFileSync(log, 'utf8').trim().split('\n').at(-1)
@@ -49,7 +49,7 @@ export async function startMount(request: MountRequest, warn: (message: string) 
 /** Starts the server and waits until it is ready, which it says by closing its end of the pipe, or has ended. */
 async function runChild(config: ServerConfig, log: number) {
   // The arguments are for those who look at the list of processes.
-  const child = spawn(process.execPath, [SERVER, config.image, config.mountpoint], {
+  const child = spawn(process.execPath, [SERVER, config.image, config.mountpoint ?? 'attached'], {
     argv0: 'vdiskfs',
     cwd: '/',
     detached: true,

@@ -1,6 +1,6 @@
 /**
- * The files that a mount shows: a root folder with `disk.raw`, the whole disk. A file is a window of the image, from
- * an offset on and of some length, so that parts of the disk can be shown as files of their own.
+ * The files that a mount shows: a root folder with `disk.raw`, the whole disk, and on request a folder of partitions. A
+ * file is a window of the image, from an offset on and of some length.
  */
 
 import { statfsSync } from 'node:fs'
@@ -12,11 +12,17 @@ import {
   ROOT_INODE,
   type Statistics,
 } from '../transports/transport.js'
+import type { Partition } from '../partitions/partition.js'
 import { VdiskError } from '../util/errors.js'
 import type { Pieces } from '../util/pieces.js'
 
 export const DISK_NAME = 'disk.raw'
 const DISK_INODE = 2
+/** A folder with a file for each partition, called by its number: `1.raw`. */
+export const PARTITIONS_NAME = 'partitions'
+const PARTITIONS_INODE = 3
+/** Partitions count from 1. */
+const partitionInode = (number: number) => PARTITIONS_INODE + number
 
 const SECTOR = 512
 /** The unit in which `df` and its like are told of space. */
@@ -42,15 +48,18 @@ export interface TreeSettings {
   readonly atimeMs: number
   /** One number, milliseconds since 1970: when the disk was written to last. Shared by all threads. */
   readonly mtimeMs: Float64Array<SharedArrayBuffer>
+  /** Those that are shown as files; undefined: no folder for them. */
+  readonly partitions: readonly Partition[] | undefined
 }
 
 export function treeSettings(
   owner: { readonly uid: number; readonly gid: number; readonly umask: number },
   times: { readonly atimeMs: number; readonly mtimeMs: number },
+  partitions?: readonly Partition[],
 ): TreeSettings {
   const mtimeMs = new Float64Array(new SharedArrayBuffer(Float64Array.BYTES_PER_ELEMENT))
   mtimeMs[0] = times.mtimeMs
-  return { uid: owner.uid, gid: owner.gid, umask: owner.umask, atimeMs: times.atimeMs, mtimeMs }
+  return { uid: owner.uid, gid: owner.gid, umask: owner.umask, atimeMs: times.atimeMs, mtimeMs, partitions }
 }
 
 /** A part of the disk that is shown as a file. */
@@ -75,8 +84,18 @@ export class ImageTree implements FileTree {
     this.#image = image
     this.#settings = settings
     this.readOnly = image.readOnly
-    this.#folders = new Map([[ROOT_INODE, { children: new Map([[DISK_NAME, DISK_INODE]]) }]])
-    this.#windows = new Map([[DISK_INODE, { start: 0, length: image.size }]])
+    const root = new Map([[DISK_NAME, DISK_INODE]])
+    const folders = new Map<number, Folder>([[ROOT_INODE, { children: root }]])
+    const windows = new Map<number, Window>([[DISK_INODE, { start: 0, length: image.size }]])
+    const { partitions } = settings
+    if (partitions) {
+      root.set(PARTITIONS_NAME, PARTITIONS_INODE)
+      const children = partitions.map(({ number }) => [`${number}.raw`, partitionInode(number)] as const)
+      folders.set(PARTITIONS_INODE, { children: new Map(children) })
+      for (const { number, start, size } of partitions) windows.set(partitionInode(number), { start, length: size })
+    }
+    this.#folders = folders
+    this.#windows = windows
   }
 
   lookup(parent: number, name: string): number | undefined {
@@ -98,11 +117,16 @@ export class ImageTree implements FileTree {
       mode: bits,
       uid,
       gid,
-      links: window ? 1 : 2,
+      links: window ? 1 : 2 + this.#foldersIn(inode),
       atimeMs,
       mtimeMs: mtime,
       ctimeMs: mtime,
     }
+  }
+
+  /** Each counts as a link, as its `..` is one. */
+  #foldersIn(inode: number): number {
+    return inode === ROOT_INODE ? this.#folders.size - 1 : 0
   }
 
   list(inode: number): readonly DirectoryEntry[] {

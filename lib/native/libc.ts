@@ -62,8 +62,18 @@ export function declareLibc<Arguments extends NativeArgument[]>(prototype: strin
   }
 }
 
-function bind(prototype: string): (...args: NativeArgument[]) => number | bigint {
+/** Where a buffer is, for C structs that hold pointers. It must be kept as long as C uses that. */
+export function addressOf(buffer: ArrayBufferView): bigint {
+  return loadKoffi().address(buffer)
+}
+
+function loadKoffi(): Koffi {
   koffi ??= createRequire(import.meta.url)('koffi') as Koffi
+  return koffi
+}
+
+function bind(prototype: string): (...args: NativeArgument[]) => number | bigint {
+  const koffi = loadKoffi()
   // The program itself: its libc, whatever its file is called (glibc, musl).
   library ??= koffi.load(null)
   return library.func(prototype)

@@ -2,7 +2,7 @@
 
 import { constants } from 'node:fs'
 import type { Negotiated } from './init.js'
-import { InitFlag2, OpenFlag } from './protocol.js'
+import { OpenFlag } from './protocol.js'
 
 const ACCESS_MODE = 3
 
@@ -14,7 +14,8 @@ export const opensForWriting = (flags: number): boolean =>
  * How the kernel is to treat the pages of an open file.
  *
  * - `cached`: the page cache stands in front of it; direct I/O (O_DIRECT) goes past it, writes one at a time
- * - `direct`: every read and write comes here as it was made; writes of several programs run in parallel
+ * - `direct`: every read and write comes here as it was made; writes of several programs run in parallel. Shared
+ *   writable mappings (mmap) need Linux 6.6 (DIRECT_IO_ALLOW_MMAP), and are cached all the same
  */
 export type CachePolicy = 'cached' | 'direct'
 
@@ -22,9 +23,7 @@ export type CachePolicy = 'cached' | 'direct'
 export function openFlags(policy: CachePolicy, negotiated: Negotiated, flags: number): number {
   // A descriptor that cannot write has nothing to flush when it is closed.
   const reading = opensForWriting(flags) || negotiated.writeback ? 0 : OpenFlag.NOFLUSH
-  const mappable = (negotiated.flags2 & InitFlag2.DIRECT_IO_ALLOW_MMAP) !== 0
-  if (policy === 'direct' && mappable && !negotiated.writeback)
-    return reading | OpenFlag.DIRECT_IO | OpenFlag.PARALLEL_DIRECT_WRITES
+  if (policy === 'direct') return reading | OpenFlag.DIRECT_IO | OpenFlag.PARALLEL_DIRECT_WRITES
   return reading | OpenFlag.KEEP_CACHE
 }
 
