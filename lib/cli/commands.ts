@@ -45,6 +45,20 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./commands/umount.js'),
   },
   {
+    name: 'attach',
+    summary: 'make an image a loop device with its partitions; prints its name',
+    positionals: [IMAGE],
+    examples: ['attach disk.vhd', 'attach -r --json disk.vhd'],
+    load: () => import('./commands/attach.js'),
+  },
+  {
+    name: 'detach',
+    summary: 'end what attach made; returns when the image is committed and closed',
+    positionals: [{ name: 'DEVICE', help: 'the loop device, or the image' }],
+    examples: ['detach /dev/loop0', 'detach disk.vhd'],
+    load: () => import('./commands/detach.js'),
+  },
+  {
     name: 'list',
     summary: 'what is mounted',
     positionals: [],

@@ -46,6 +46,7 @@ export const VALUE_OPTIONS: readonly string[] = Object.keys(VALUES)
 export interface MountSettings {
   readonly readOnly: boolean
   readonly allowOther: boolean
+  readonly partitions: boolean
   value(option: string): string | undefined
   values(option: string): readonly string[]
 }
@@ -54,6 +55,7 @@ export interface MountSettings {
 export function mountSettings(args: Arguments): MountSettings {
   let readOnly = false
   let allowOther = args.has('allow-other')
+  let partitions = args.has('partitions')
   const values = new Map<string, string[]>()
   for (const word of args.list('options')) {
     const equals = word.indexOf('=')
@@ -63,12 +65,14 @@ export function mountSettings(args: Arguments): MountSettings {
     else if (option !== undefined) throw new VdiskError('USAGE', `mount option ${name} needs a value: ${name}=…`)
     else if (word === 'ro' || word === 'rw') readOnly = word === 'ro'
     else if (word === 'allow_other') allowOther = true
+    else if (word === 'partitions') partitions = true
     else if (!IGNORED_OPTIONS.includes(word) && !word.startsWith('x-'))
       throw new VdiskError('USAGE', `no mount option ${name} (vdiskfs mount --help lists them)`)
   }
   return {
     readOnly: readOnly || args.has('read-only'),
     allowOther,
+    partitions,
     value: (option) => args.value(option) ?? values.get(option)?.at(-1),
     values: (option) => [...args.values(option), ...(values.get(option) ?? [])],
   }

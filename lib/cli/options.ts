@@ -16,12 +16,25 @@ export interface OptionSpec {
   readonly on: readonly CommandName[]
 }
 
-export type CommandName = 'mount' | 'umount' | 'list' | 'info' | 'map' | 'create' | 'check' | 'bitmap' | 'resize'
+export type CommandName =
+  | 'mount'
+  | 'umount'
+  | 'attach'
+  | 'detach'
+  | 'list'
+  | 'info'
+  | 'map'
+  | 'create'
+  | 'check'
+  | 'bitmap'
+  | 'resize'
+
+const MOUNTING: readonly CommandName[] = ['mount', 'attach']
 
 export const OPTIONS: readonly OptionSpec[] = [
-  { name: 'read-only', short: 'r', help: 'show the image read-only; it is opened read-only too', on: ['mount'] },
-  { name: 'foreground', short: 'f', help: 'stay in front, log to standard error, end on Ctrl-C', on: ['mount'] },
-  { name: 'format', value: 'FMT', help: 'the format of the image, instead of detecting it', on: ['mount'] },
+  { name: 'read-only', short: 'r', help: 'show the image read-only; it is opened read-only too', on: MOUNTING },
+  { name: 'foreground', short: 'f', help: 'stay in front, log to standard error, end on Ctrl-C', on: MOUNTING },
+  { name: 'format', value: 'FMT', help: 'the format of the image, instead of detecting it', on: MOUNTING },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of the new image', on: ['create'] },
   {
     name: 'format',
@@ -30,14 +43,14 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'the format of the image, not detected',
     on: ['info', 'map', 'check', 'bitmap', 'resize'],
   },
-  { name: 'transport', value: 'NAME', help: 'how the files are shown: kernel (the default)', on: ['mount'] },
+  { name: 'transport', value: 'NAME', help: 'how the files are shown: kernel (the default)', on: MOUNTING },
   {
     name: 'options',
     short: 'o',
     value: 'OPT,…',
     repeats: true,
     help: 'mount options as in fstab: ro, rw, allow_other, uid=N, gid=N, umask=OCT, …',
-    on: ['mount'],
+    on: MOUNTING,
   },
   {
     name: 'options',
@@ -52,17 +65,18 @@ export const OPTIONS: readonly OptionSpec[] = [
     value: 'DIR',
     repeats: true,
     help: "let the image's parents lie in this folder too, not only in the image's own",
-    on: ['mount', 'info', 'map', 'check', 'bitmap', 'resize'],
+    on: [...MOUNTING, 'info', 'map', 'check', 'bitmap', 'resize'],
   },
   { name: 'backing', short: 'b', value: 'FILE', help: 'make the image over this parent', on: ['create'] },
   { name: 'backing-format', short: 'F', value: 'FMT', help: 'the format of the parent', on: ['create'] },
-  { name: 'workers', value: 'N', help: 'the most threads that serve requests', on: ['mount'] },
-  { name: 'cache-size', value: 'SIZE', help: 'memory for metadata (32M)', on: ['mount'] },
-  { name: 'allow-other', help: 'let other users in, as far as --umask does', on: ['mount'] },
-  { name: 'uid', value: 'N', help: 'the owner of the files (you)', on: ['mount'] },
-  { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: ['mount'] },
-  { name: 'umask', value: 'OCT', help: 'permission bits that the files do not have (077)', on: ['mount'] },
-  { name: 'snapshot', value: 'NAME|ID', help: 'show a snapshot inside the image, read-only', on: ['mount'] },
+  { name: 'workers', value: 'N', help: 'the most threads that serve requests', on: MOUNTING },
+  { name: 'cache-size', value: 'SIZE', help: 'memory for metadata (32M)', on: MOUNTING },
+  { name: 'allow-other', help: 'let other users in, as far as --umask does', on: MOUNTING },
+  { name: 'uid', value: 'N', help: 'the owner of the files (you)', on: MOUNTING },
+  { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: MOUNTING },
+  { name: 'umask', value: 'OCT', help: 'permission bits that the files do not have (077)', on: MOUNTING },
+  { name: 'snapshot', value: 'NAME|ID', help: 'show a snapshot inside the image, read-only', on: MOUNTING },
+  { name: 'partitions', help: 'show each partition as a file, MOUNTPOINT/partitions/N.raw', on: ['mount'] },
   { name: 'repair', value: 'leaks|all', help: 'mend leaked space, or all that can be mended', on: ['check'] },
   { name: 'shrink', help: 'a smaller size is meant, although data is cut off', on: ['resize'] },
   { name: 'granularity', short: 'g', value: 'SIZE', help: 'how much one bit stands for (add)', on: ['bitmap'] },
@@ -70,7 +84,7 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'start-offset', short: 's', value: 'SIZE', help: 'begin at this byte of the disk', on: ['map'] },
   { name: 'max-length', short: 'l', value: 'SIZE', help: 'look at this many bytes at most', on: ['map'] },
   { name: 'quiet', short: 'q', help: 'print nothing', on: ['create', 'check', 'resize'] },
-  { name: 'json', help: 'JSON instead of text', on: ['list', 'info', 'map', 'check', 'bitmap'] },
+  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap'] },
   {
     name: 'output',
     value: 'human|json',
@@ -81,7 +95,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     name: 'help',
     short: 'h',
     help: 'this text',
-    on: ['mount', 'umount', 'list', 'info', 'map', 'create', 'check', 'bitmap', 'resize'],
+    on: ['mount', 'umount', 'attach', 'detach', 'list', 'info', 'map', 'create', 'check', 'bitmap', 'resize'],
   },
 ]
 

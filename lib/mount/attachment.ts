@@ -65,7 +65,11 @@ export class Attachment {
 
 /** In a process group of its own: Ctrl-C at a server in the foreground is not for this. @throws VdiskError */
 async function runHelper(task: LoopTask): Promise<Message[]> {
-  const child = spawn(process.execPath, [HELPER], { argv0: 'vdiskfs', detached: true, stdio: ['pipe', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, [HELPER], {
+    argv0: 'vdiskfs',
+    detached: true,
+    stdio: ['pipe', 'pipe', 'inherit'],
+  })
   const ended = new Promise<string | undefined>((resolve, reject) => {
     child.on('error', reject)
     child.on('exit', (code, signal) => resolve(signal ?? (code === 0 ? undefined : `exit code ${code}`)))
@@ -75,8 +79,8 @@ async function runHelper(task: LoopTask): Promise<Message[]> {
   const [words, failure] = await Promise.all([text(child.stdout), ended])
   const messages = decodeMessages(words)
   trace('%s: %o, %s', task.task, messages, failure ?? 'done')
-  for (const message of messages)
-    if (message.type === 'error') throw new VdiskError(message.code, message.text)
-  if (failure) throw new VdiskError('INTERNAL', `the helper that should ${task.task} a loop device ended with ${failure}`)
+  for (const message of messages) if (message.type === 'error') throw new VdiskError(message.code, message.text)
+  if (failure)
+    throw new VdiskError('INTERNAL', `the helper that should ${task.task} a loop device ended with ${failure}`)
   return messages
 }

@@ -167,11 +167,14 @@ const LONGEST_NAME = 64
 export function makePrivate(image: string, folder = registryFolder()): string {
   const parent = join(folder, PRIVATE)
   mkdirSync(parent, { recursive: true, mode: 0o700 })
-  const name = basename(image).replace(/[^\w.-]/g, '_').slice(0, LONGEST_NAME)
+  const name = basename(image)
+    .replace(/[^\w.-]/g, '_')
+    .slice(0, LONGEST_NAME)
   return mkdtempSync(join(parent, `${name}-`))
 }
 
-const isPrivate = (mountpoint: string): boolean => dirname(mountpoint) === join(registryFolder(), PRIVATE)
+/** True for a mount point that `makePrivate` made. */
+export const isPrivate = (mountpoint: string): boolean => dirname(mountpoint) === join(registryFolder(), PRIVATE)
 
 /** Removes a private mount point, where nothing is mounted. */
 export function removePrivate(mountpoint: string): void {

@@ -5,6 +5,7 @@
 
 import { statfsSync } from 'node:fs'
 import type { Image } from '../image/image.js'
+import type { Partition } from '../partitions/partition.js'
 import {
   type Attributes,
   type DirectoryEntry,
@@ -12,7 +13,6 @@ import {
   ROOT_INODE,
   type Statistics,
 } from '../transports/transport.js'
-import type { Partition } from '../partitions/partition.js'
 import { VdiskError } from '../util/errors.js'
 import type { Pieces } from '../util/pieces.js'
 

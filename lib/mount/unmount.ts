@@ -17,6 +17,8 @@ export async function unmountOrSay(mountpoint: string, transport: MountTransport
   try {
     await transport.unmount(mountpoint)
   } catch (error) {
+    // Somebody else was faster: the server itself, when it ends.
+    if (error instanceof VdiskError && error.code === 'NOT_FOUND') return
     if (!(error instanceof VdiskError) || error.code !== 'IN_USE') throw error
     throw new VdiskError('IN_USE', `${mountpoint} is busy: ${describeHolders(mountpoint)}`, { cause: error })
   }

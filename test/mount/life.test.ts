@@ -53,7 +53,16 @@ function setUp(t: Test, changes: { image?: object; transport?: Partial<MountTran
     format: 'vhd',
     size: 1 << 20,
     ...thisProcess(),
-    options: { readOnly: false, transport: 'kernel', backingDirs: [], allowOther: false, uid: 0, gid: 0, umask: 0o77 },
+    options: {
+      readOnly: false,
+      transport: 'kernel',
+      backingDirs: [],
+      allowOther: false,
+      uid: 0,
+      gid: 0,
+      umask: 0o77,
+      partitions: false,
+    },
     log: undefined,
     phase: 'starting',
   }

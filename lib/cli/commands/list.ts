@@ -13,15 +13,17 @@ export function run(args: Arguments, io: Io): number {
   return 0
 }
 
-const HEADER = ['MOUNTPOINT', 'IMAGE', 'FORMAT', 'SIZE', 'MODE', 'PID', 'STATE']
+const HEADER = ['MOUNTPOINT', 'IMAGE', 'FORMAT', 'SIZE', 'MODE', 'PID', 'LOOP', 'STATE']
 
 function row(entry: RegistryEntry, state: MountState): string[] {
-  const { mountpoint, image, format, size, options, pid, error } = entry
+  const { mountpoint, image, format, size, options, pid, loop, error } = entry
   const shown = state === 'failed' ? `failed: ${error}` : state
-  return [mountpoint, image, format, formatSize(size), options.readOnly ? 'ro' : 'rw', String(pid), shown]
+  const mode = options.readOnly ? 'ro' : 'rw'
+  return [mountpoint, image, format, formatSize(size), mode, String(pid), loop ?? '-', shown]
 }
 
-function facts({ mountpoint, image, format, size, pid, log, error, options }: RegistryEntry, state: MountState) {
+function facts(entry: RegistryEntry, state: MountState) {
+  const { mountpoint, image, format, size, pid, loop, partitions, log, error, options } = entry
   return {
     mountpoint,
     image,
@@ -29,6 +31,8 @@ function facts({ mountpoint, image, format, size, pid, log, error, options }: Re
     'virtual-size': size,
     pid,
     state,
+    ...(loop === undefined ? {} : { loop }),
+    ...(partitions === undefined ? {} : { partitions }),
     ...(error === undefined ? {} : { error }),
     ...(log === undefined ? {} : { log }),
     options: {
@@ -43,6 +47,7 @@ function facts({ mountpoint, image, format, size, pid, log, error, options }: Re
       uid: options.uid,
       gid: options.gid,
       umask: options.umask.toString(8).padStart(3, '0'),
+      partitions: options.partitions,
     },
   }
 }

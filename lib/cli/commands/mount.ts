@@ -1,8 +1,8 @@
 /** `vdiskfs mount IMAGE MOUNTPOINT`. */
 
 import { resolve } from 'node:path'
-import type { RegistryEntry } from '../../mount/registry.js'
-import { startMount } from '../../mount/start.js'
+import type { MountOptions, RegistryEntry } from '../../mount/registry.js'
+import { type MountRequest, startMount } from '../../mount/start.js'
 import { DEFAULT_TRANSPORT, TRANSPORT_NAMES } from '../../mount/transports.js'
 import { DISK_NAME } from '../../mount/tree.js'
 import { formatSize, parseSize } from '../../util/sizes.js'
@@ -18,36 +18,43 @@ const LEAST_CACHE = '1M'
 
 export async function run(args: Arguments, io: Io): Promise<number> {
   const [image, mountpoint] = args.positionals as [string, string]
+  const request = { image: resolve(image), mountpoint: resolve(mountpoint), options: mountOptions(args) }
+  const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
+  if (args.has('foreground')) await stay(request, warn, (entry) => warn(`${describe(entry)}; Ctrl-C ends it`))
+  else await startMount(request, warn)
+  return 0
+}
+
+/** Serves a mount in this process until it ends. */
+export async function stay(
+  request: MountRequest,
+  warn: (text: string) => void,
+  ready: (entry: RegistryEntry) => void,
+): Promise<void> {
+  const { runServer } = await import('../../mount/server.js')
+  await runServer({ ...request, log: undefined }, { warning: warn, problem: warn, ready })
+}
+
+/** What the options that `mount` and `attach` have in common say. @throws USAGE */
+export function mountOptions(args: Arguments): MountOptions {
   const given = mountSettings(args)
   const cacheSize = given.value('cache-size')
   const workers = given.value('workers')
-  const request = {
-    image: resolve(image),
-    mountpoint: resolve(mountpoint),
-    options: {
-      // A snapshot is what it is.
-      readOnly: given.readOnly || given.value('snapshot') !== undefined,
-      snapshot: given.value('snapshot'),
-      format: given.value('format'),
-      transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, TRANSPORT_NAMES),
-      backingDirs: given.values('backing-dir').map((dir) => resolve(dir)),
-      workers: workers === undefined ? undefined : parseCount('workers', workers, 1, MOST_WORKERS),
-      cacheSize: cacheSize === undefined ? undefined : atLeast('cache-size', cacheSize, LEAST_CACHE),
-      allowOther: given.allowOther,
-      uid: parseCount('uid', given.value('uid') ?? String(process.getuid!()), 0),
-      gid: parseCount('gid', given.value('gid') ?? String(process.getgid!()), 0),
-      umask: parseUmask(given.value('umask') ?? '077'),
-    },
+  return {
+    // A snapshot is what it is.
+    readOnly: given.readOnly || given.value('snapshot') !== undefined,
+    snapshot: given.value('snapshot'),
+    format: given.value('format'),
+    transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, TRANSPORT_NAMES),
+    backingDirs: given.values('backing-dir').map((dir) => resolve(dir)),
+    workers: workers === undefined ? undefined : parseCount('workers', workers, 1, MOST_WORKERS),
+    cacheSize: cacheSize === undefined ? undefined : atLeast('cache-size', cacheSize, LEAST_CACHE),
+    allowOther: given.allowOther,
+    uid: parseCount('uid', given.value('uid') ?? String(process.getuid!()), 0),
+    gid: parseCount('gid', given.value('gid') ?? String(process.getgid!()), 0),
+    umask: parseUmask(given.value('umask') ?? '077'),
+    partitions: given.partitions,
   }
-  const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
-  if (args.has('foreground')) {
-    const { runServer } = await import('../../mount/server.js')
-    await runServer(
-      { ...request, log: undefined },
-      { warning: warn, problem: warn, ready: (entry) => warn(`${describe(entry)}; Ctrl-C ends it`) },
-    )
-  } else await startMount(request, warn)
-  return 0
 }
 
 function describe({ image, format, size, mountpoint }: RegistryEntry): string {
@@ -69,6 +76,7 @@ export function details(): string {
   return `Mount options (-o), as in fstab:\n${table([
     ['ro, rw', 'read-only or not'],
     ['allow_other', 'as --allow-other'],
+    ['partitions', 'as --partitions'],
     ['NAME=VALUE', `as the options of these names: ${VALUE_OPTIONS.join(', ')}`],
     ['others', `${IGNORED_OPTIONS.join(', ')} and x-… have no effect`],
   ])}`
