@@ -20,6 +20,7 @@ export interface Listed {
   readonly state: string
   readonly error?: string
   readonly log?: string
+  readonly loop?: string
   readonly options: Readonly<Record<string, unknown>>
 }
 
