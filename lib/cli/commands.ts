@@ -62,7 +62,7 @@ export const COMMANDS: readonly Command[] = [
     name: 'list',
     summary: 'what is mounted',
     positionals: [],
-    examples: ['list', 'list --json'],
+    examples: ['list', 'list --stats', 'list --json'],
     load: () => import('./commands/list.js'),
   },
   {

@@ -80,6 +80,7 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'repair', value: 'leaks|all', help: 'mend leaked space, or all that can be mended', on: ['check'] },
   { name: 'shrink', help: 'a smaller size is meant, although data is cut off', on: ['resize'] },
   { name: 'granularity', short: 'g', value: 'SIZE', help: 'how much one bit stands for (add)', on: ['bitmap'] },
+  { name: 'stats', help: 'what was asked of each mount, how long it took, and the cache hits', on: ['list'] },
   { name: 'chain', help: 'the parents too, the image first', on: ['info'] },
   { name: 'start-offset', short: 's', value: 'SIZE', help: 'begin at this byte of the disk', on: ['map'] },
   { name: 'max-length', short: 'l', value: 'SIZE', help: 'look at this many bytes at most', on: ['map'] },

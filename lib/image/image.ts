@@ -7,7 +7,7 @@
 
 import { Allocation, type Driver, Extent, type FileRef, Kind } from '../formats/driver.js'
 import { findFormat } from '../formats/registry.js'
-import { Metadata, PageMiss } from '../metadata/metadata.js'
+import { Metadata, type MetadataCounts, PageMiss } from '../metadata/metadata.js'
 import type { SharedShape } from '../metadata/shared.js'
 import { attachStorage } from '../storage/attach.js'
 import type { Storage, StorageHandle } from '../storage/storage.js'
@@ -472,7 +472,7 @@ export class Image {
   }
 
   /** Counts of the metadata cache since the image was opened. */
-  statistics(): Record<string, number> {
+  statistics(): MetadataCounts {
     return this.#metadata.counts()
   }
 

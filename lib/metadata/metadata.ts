@@ -11,7 +11,7 @@ import { VdiskError } from '../util/errors.js'
 import { NONE, PageCache, sectorMask } from './cache.js'
 import { type BatchWriter, Committer } from './commit.js'
 import { Epochs, Mutex, Ranges, RwLock } from './lock.js'
-import { Control, PAGE, type SharedShape, type SharedViews, viewShared } from './shared.js'
+import { Control, HITS_STRIDE, PAGE, type SharedShape, type SharedViews, viewShared } from './shared.js'
 import { SpaceList } from './space.js'
 
 /** How long a thread sleeps before it looks again whether another has filled the page that it wants. */
@@ -26,6 +26,19 @@ export class PageMiss {
   end = 0
 }
 
+/** What `Metadata.counts` tells, since the image was opened. */
+export interface MetadataCounts {
+  /** Fields that were found in the cache, and pages that were not there and had to be read. */
+  readonly hits: number
+  readonly misses: number
+  /** Room for pages; those that hold something; sectors in them that are not written out yet. */
+  readonly pages: number
+  readonly cached: number
+  readonly dirty: number
+  readonly evictions: number
+  readonly commits: number
+}
+
 export class Metadata {
   readonly thread: number
   readonly threads: number
@@ -37,6 +50,8 @@ export class Metadata {
   readonly space: SpaceList
   readonly miss = new PageMiss()
   readonly shape: SharedShape
+  /** This thread's count of what it found in the cache, at index 0. */
+  readonly hits: Float64Array
   readonly #views: SharedViews
   readonly #committer: Committer
   readonly #scratch = new Uint8Array(PAGE)
@@ -60,6 +75,7 @@ export class Metadata {
     this.shape = shape
     this.#views = views
     this.thread = thread
+    this.hits = views.hits.subarray(thread * HITS_STRIDE, (thread + 1) * HITS_STRIDE)
     this.threads = shape.threads
     this.lock = new RwLock(views.lock, thread)
     this.epochs = new Epochs(views.epochs, thread, shape.threads)
@@ -268,9 +284,10 @@ export class Metadata {
   }
 
   /** Counts since opening, for `statistics`. */
-  counts(): { pages: number; cached: number; dirty: number; misses: number; evictions: number; commits: number } {
-    const c = this.#views.control
+  counts(): MetadataCounts {
+    const { control: c, hits } = this.#views
     return {
+      hits: hits.reduce((sum, n) => sum + n, 0),
       pages: this.cache.pages,
       cached: c[Control.USED_PAGES]!,
       dirty: c[Control.DIRTY_SECTORS]!,

@@ -17,6 +17,7 @@ export class Region {
   readonly #metadata: Metadata
   readonly #cache: PageCache
   readonly #data: Uint8Array
+  readonly #hits: Float64Array
   readonly #file: FileRef
   readonly #order: number
   #start: number
@@ -29,6 +30,7 @@ export class Region {
     this.#metadata = metadata
     this.#cache = metadata.cache
     this.#data = metadata.cache.data
+    this.#hits = metadata.hits
     this.#file = file
     this.#start = start
     this.#end = end
@@ -54,6 +56,7 @@ export class Region {
     }
     const inPage = offset - page * PAGE
     if (((this.#cache.valid[slot]! >> (inPage >> 9)) & 1) === 0) this.#miss(page, offset)
+    this.#hits[0]!++
     return slot * PAGE + inPage
   }
 

@@ -14,6 +14,8 @@ const STAGED_PER_PAGE = 1
 /** Ranges of freed host space that are remembered. */
 const SPACE_ENTRIES = 16384
 const MIN_PAGES = 256
+/** From one thread's count to the next's: a cache line, so that they do not disturb each other. */
+export const HITS_STRIDE = 8
 
 /** Words of the control area. */
 export const Control = {
@@ -64,6 +66,8 @@ export interface SharedViews {
   readonly reserved: Int32Array
   /** 1 while a thread fills a page, a thread. */
   readonly filling: Int32Array
+  /** Bytes and numbers found in the cache, a cache line a thread. */
+  readonly hits: Float64Array
   /** 1 where a file was written since its last sync, a file. */
   readonly unsynced: Int32Array
   readonly state: Float64Array
@@ -132,6 +136,7 @@ function carve(shape: Omit<SharedShape, 'buffer'>, c: Carver): SharedViews {
     rangeBounds: c.f64(Ranges.bounds(threads)),
     reserved: c.i32(threads),
     filling: c.i32(threads),
+    hits: c.f64(threads * HITS_STRIDE),
     unsynced: c.i32(files),
     state: c.f64(stateNumbers),
     heads: c.i32(pages),

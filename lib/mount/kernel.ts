@@ -37,7 +37,7 @@ async function serve(request: ServeRequest): Promise<Serving> {
     await ended.catch(() => {})
     throw error
   }
-  return { ended }
+  return { ended, requests: () => ({ workers: pool.size, requests: pool.requests() }) }
 }
 
 function startPool(mount: KernelMount, { image, tree, options, workerDied }: ServeRequest): WorkerPool {

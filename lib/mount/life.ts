@@ -10,6 +10,7 @@ import { makeTrace } from '../util/trace.js'
 import type { Attachment } from './attachment.js'
 import { type RegistryEntry, remove, update } from './registry.js'
 import type { Listener } from './server.js'
+import { describeStatistics, publishStatistics, STATISTICS_SIGNAL } from './statistics.js'
 import type { MountTransport, Serving } from './transports.js'
 import type { TreeSettings } from './tree.js'
 import { unmountOrSay } from './unmount.js'
@@ -26,8 +27,10 @@ export class LiveMount {
   readonly #listener: Listener
   readonly #attachment: Attachment | undefined
   readonly #onSignal = (signal: NodeJS.Signals) => void this.#end(signal)
+  readonly #onQuestion = () => this.#report()
   readonly #onError = (error: unknown) => this.#internalError(error)
   #entry: RegistryEntry
+  #since = 0
   #serving: Serving | undefined
   /** Somebody asked for the end; before it could be used, where there is no `#serving`. */
   #ending: string | undefined
@@ -57,6 +60,7 @@ export class LiveMount {
     const { mountpoint, options } = this.#entry
     // From before the mount on, so that a signal cannot leave it behind without its server.
     for (const signal of SIGNALS) process.on(signal, this.#onSignal)
+    process.on(STATISTICS_SIGNAL, this.#onQuestion)
     process.on('uncaughtException', this.#onError)
     try {
       const serving = await this.#transport.serve({
@@ -91,6 +95,7 @@ export class LiveMount {
    * @throws VdiskError where that failed; the registry keeps it until `umount` has read it.
    */
   async live(): Promise<void> {
+    this.#since = Date.now()
     const timer = setInterval(() => this.#tend(), COMMIT_INTERVAL)
     try {
       this.#announce()
@@ -107,6 +112,7 @@ export class LiveMount {
 
   #unlisten(): void {
     for (const signal of SIGNALS) process.off(signal, this.#onSignal)
+    process.off(STATISTICS_SIGNAL, this.#onQuestion)
     process.off('uncaughtException', this.#onError)
   }
 
@@ -123,6 +129,19 @@ export class LiveMount {
     } catch (error) {
       trace('nobody waits for this mount any more: %O', error)
       void this.#end('the end of the mount command')
+    }
+  }
+
+  /** Somebody wants to know how the mount is doing. Never throws. */
+  #report(): void {
+    if (!this.#serving) return
+    try {
+      const metadata = this.#image.statistics()
+      const statistics = { seconds: (Date.now() - this.#since) / 1000, ...this.#serving.requests(), metadata }
+      publishStatistics(this.#entry, statistics)
+      for (const line of describeStatistics(statistics)) this.#listener.report(line)
+    } catch (error) {
+      this.#listener.problem(`no statistics: ${oneLine(error)}`)
     }
   }
 

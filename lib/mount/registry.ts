@@ -99,6 +99,11 @@ export function entryPath(mountpoint: string, folder = registryFolder()): string
   return join(folder, `${createHash('sha256').update(mountpoint).digest('hex').slice(0, 16)}.json`)
 }
 
+/** Where the server of a mount puts its statistics when it is asked for them. */
+export function statisticsPath(mountpoint: string, folder = registryFolder()): string {
+  return entryPath(mountpoint, folder).replace(/json$/, 'stats')
+}
+
 /** A name for the log of a new server. */
 export function newLogPath(folder = registryFolder()): string {
   return join(folder, `${randomBytes(8).toString('hex')}.log`)
@@ -156,6 +161,7 @@ export function remove(entry: RegistryEntry): void {
 function removeFile(path: string, entry: RegistryEntry | undefined): void {
   if (entry && isPrivate(entry.mountpoint)) removePrivate(entry.mountpoint)
   rmSync(path, { force: true })
+  rmSync(path.replace(/json$/, 'stats'), { force: true })
   if (entry?.log) rmSync(entry.log, { force: true })
 }
 

@@ -32,6 +32,7 @@ async function run(): Promise<void> {
       closeSync(REPORT)
     },
     problem: log,
+    report: log,
   })
 }
 

@@ -34,6 +34,8 @@ export interface Listener {
   ready(entry: RegistryEntry): void
   /** Something went wrong later. */
   problem(text: string): void
+  /** A line that was asked for. */
+  report(text: string): void
 }
 
 /**

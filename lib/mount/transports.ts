@@ -4,6 +4,7 @@
  */
 
 import type { Image } from '../image/image.js'
+import type { RequestSummary } from '../transports/statistics.js'
 import { VdiskError } from '../util/errors.js'
 import type { MountOptions } from './registry.js'
 import type { TreeSettings } from './tree.js'
@@ -25,6 +26,8 @@ export interface Serving {
    * ended for another reason than being unmounted.
    */
   readonly ended: Promise<void>
+  /** What was asked so far, and how many threads serve now. */
+  requests(): { readonly workers: number; readonly requests: readonly RequestSummary[] }
 }
 
 export interface MountTransport {

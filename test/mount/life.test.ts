@@ -22,6 +22,7 @@ const tree = treeSettings({ uid: 0, gid: 0, umask: 0o77 }, { atimeMs: 0, mtimeMs
 function setUp(t: Test, changes: { image?: object; transport?: Partial<MountTransport>; ready?: () => void } = {}) {
   const done: string[] = []
   const problems: string[] = []
+  const reports: string[] = []
   let settle!: { resolve: () => void; reject: (reason: Error) => void }
   const ended = new Promise<void>((resolve, reject) => {
     settle = { resolve, reject }
@@ -39,7 +40,7 @@ function setUp(t: Test, changes: { image?: object; transport?: Partial<MountTran
     serve: async (r) => {
       done.push('serve')
       request = r
-      return { ended }
+      return { ended, requests: () => ({ workers: 2, requests: [] }) }
     },
     unmount: async (_, how = {}) => {
       done.push(['unmount', ...(how.force ? ['force'] : []), ...(how.lazy ? ['lazy'] : [])].join(' '))
@@ -72,9 +73,10 @@ function setUp(t: Test, changes: { image?: object; transport?: Partial<MountTran
     warning() {},
     ready: changes.ready ?? (() => void done.push(`ready: ${find(entry.mountpoint)?.phase}`)),
     problem: (text: string) => void problems.push(text),
+    report: (text: string) => void reports.push(text),
   }
   const mount = new LiveMount(entry, image, transport, listener)
-  return { mount, entry, done, problems, settle, request: () => request! }
+  return { mount, entry, done, problems, reports, settle, request: () => request! }
 }
 
 t.test('an end by umount: the image is closed, the entry removed', async (t) => {

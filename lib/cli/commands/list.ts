@@ -1,16 +1,46 @@
 /** `vdiskfs list`. */
 
 import { entries, type MountState, type RegistryEntry } from '../../mount/registry.js'
+import { askStatistics, describeStatistics, type MountStatistics } from '../../mount/statistics.js'
+import { quantile } from '../../transports/statistics.js'
 import { formatSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { columns, json } from '../output.js'
 
-export function run(args: Arguments, io: Io): number {
+export async function run(args: Arguments, io: Io): Promise<number> {
   const found = entries()
-  if (args.has('json')) io.out(json(found.map(({ entry, state }) => facts(entry, state))))
+  const ask = ({ entry, state }: Found) => (state === 'mounted' ? askStatistics(entry) : undefined)
+  const statistics = args.has('stats') ? await Promise.all(found.map(ask)) : []
+  if (args.has('json'))
+    io.out(json(found.map(({ entry, state }, i) => ({ ...facts(entry, state), ...statisticsFacts(statistics[i]) }))))
   else if (found.length > 0) io.out(columns([HEADER, ...found.map(({ entry, state }) => row(entry, state))]))
+  if (args.has('stats') && !args.has('json'))
+    found.forEach(({ entry, state }, i) => {
+      const silent = state === 'mounted' ? ['its server does not answer'] : [`it is ${state}`]
+      const lines = statistics[i] ? describeStatistics(statistics[i]) : silent
+      io.out(`\n${entry.mountpoint}\n${lines.map((line) => `  ${line}\n`).join('')}`)
+    })
   return 0
+}
+
+interface Found {
+  readonly entry: RegistryEntry
+  readonly state: MountState
+}
+
+/** Times in microseconds. */
+function statisticsFacts(statistics: MountStatistics | undefined) {
+  if (!statistics) return {}
+  const { seconds, workers, requests, metadata } = statistics
+  const described = requests.map((summary) => {
+    const { kind, count, failed, bytes, totalMs, maxMs, histogram } = summary
+    const below = histogram.flatMap((n, i) => (n === 0 ? [] : [{ below: 2 ** i, count: n }]))
+    const mean = (totalMs * 1000) / count
+    const times = { mean, p50: quantile(summary, 0.5), p99: quantile(summary, 0.99), max: maxMs * 1000 }
+    return { kind, count, failed, bytes, microseconds: { ...times, histogram: below } }
+  })
+  return { statistics: { seconds, workers, requests: described, 'metadata-cache': metadata } }
 }
 
 const HEADER = ['MOUNTPOINT', 'IMAGE', 'FORMAT', 'SIZE', 'MODE', 'PID', 'LOOP', 'STATE']

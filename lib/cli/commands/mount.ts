@@ -32,7 +32,7 @@ export async function stay(
   ready: (entry: RegistryEntry) => void,
 ): Promise<void> {
   const { runServer } = await import('../../mount/server.js')
-  await runServer({ ...request, log: undefined }, { warning: warn, problem: warn, ready })
+  await runServer({ ...request, log: undefined }, { warning: warn, problem: warn, report: warn, ready })
 }
 
 /** What the options that `mount` and `attach` have in common say. @throws USAGE */

@@ -1,6 +1,7 @@
 /** The requests about what is in a file. READ and WRITE are the hot path: they allocate nothing. */
 
 import { constants } from 'node:os'
+import { RequestKind } from '../statistics.js'
 import type { FileTree } from '../transport.js'
 import { openFlags, opensForWriting } from './opens.js'
 import { DONE, NO_REPLY, type OperationTable } from './operation.js'
@@ -48,8 +49,12 @@ function read(session: Session): number {
   const offset = request.u64(ReadIn.offset)
   const size = request.u32(ReadIn.size)
   if (size > session.negotiated.maxTransfer || !isRange(offset, size)) return -EINVAL
-  if (session.splice(session.node, size, offset)) return NO_REPLY
-  return session.tree.read(session.node, session.reply.bytes, OUT_HEADER_SIZE, size, offset)
+  if (session.splice(session.node, size, offset)) {
+    session.moved = size
+    return NO_REPLY
+  }
+  session.moved = session.tree.read(session.node, session.reply.bytes, OUT_HEADER_SIZE, size, offset)
+  return session.moved
 }
 
 function write(session: Session, length: number): number {
@@ -59,6 +64,7 @@ function write(session: Session, length: number): number {
   if (size !== length - WriteIn.SIZE || !isRange(offset, size)) return -EINVAL
   if (session.tree.readOnly) return -EROFS
   const written = session.tree.write(session.node, request.bytes, WriteIn.SIZE, size, offset)
+  session.moved = written
   session.reply.putU64(WriteOut.size, 0)
   session.reply.putU32(WriteOut.size, written)
   return WriteOut.SIZE
@@ -69,10 +75,13 @@ function write(session: Session, length: number): number {
  * caller, a deadly one or another. fsync(2) says so then; close(2) promises nothing, and programs do not expect it to
  * fail, so it succeeds, and the commit comes with the next one.
  */
-function sync({ tree, request, syncs, flush, answer }: Session, interrupted: number): number {
+function sync(session: Session, interrupted: number): number {
+  const { tree, request, syncs, flush, answer } = session
   if (!tree.unflushed && !syncs.committing) return DONE
   const errno = syncs.sync(request.uniqueFirst, request.uniqueSecond, interrupted, flush, answer)
-  return errno === SYNC_ANSWERED ? NO_REPLY : -errno
+  if (errno !== SYNC_ANSWERED) return -errno
+  session.answeredElsewhere = true
+  return NO_REPLY
 }
 
 /** What an fallocate(2) mode does; modes that are not here are refused. */
@@ -105,7 +114,10 @@ function fallocate(session: Session): number {
   if (tree.readOnly) return -EROFS
   if (allocation.within && offset + length > attributes.size) return -ENOSPC
   const end = Math.min(offset + length, attributes.size)
-  if (offset < end) allocation.zero?.(tree, node, offset, end - offset)
+  if (offset < end && allocation.zero) {
+    allocation.zero(tree, node, offset, end - offset)
+    session.moved = end - offset
+  }
   return DONE
 }
 
@@ -141,14 +153,20 @@ const isRange = (offset: number, length: number): boolean => offset + length <= 
 
 export const CONTENT_OPERATIONS: OperationTable = [
   [Opcode.OPEN, { name: 'OPEN', size: OpenIn.SIZE, run: open }],
-  [Opcode.READ, { name: 'READ', size: ReadIn.SIZE, run: read }],
-  [Opcode.WRITE, { name: 'WRITE', size: WriteIn.SIZE, run: write }],
+  [Opcode.READ, { name: 'READ', kind: RequestKind.READ, size: ReadIn.SIZE, run: read }],
+  [Opcode.WRITE, { name: 'WRITE', kind: RequestKind.WRITE, size: WriteIn.SIZE, run: write }],
   [Opcode.RELEASE, { name: 'RELEASE', size: ReleaseIn.SIZE, run: () => DONE }],
-  [Opcode.FLUSH, { name: 'FLUSH', size: FlushIn.SIZE, run: (session) => sync(session, 0) }],
-  [Opcode.FSYNC, { name: 'FSYNC', size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) }],
-  [Opcode.FSYNCDIR, { name: 'FSYNCDIR', size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) }],
-  [Opcode.SYNCFS, { name: 'SYNCFS', size: IN_HEADER_SIZE, run: (session) => sync(session, EINTR) }],
-  [Opcode.FALLOCATE, { name: 'FALLOCATE', size: FallocateIn.SIZE, run: fallocate }],
-  [Opcode.LSEEK, { name: 'LSEEK', size: LseekIn.SIZE, run: lseek }],
+  [Opcode.FLUSH, { name: 'FLUSH', kind: RequestKind.SYNC, size: FlushIn.SIZE, run: (session) => sync(session, 0) }],
+  [Opcode.FSYNC, { name: 'FSYNC', kind: RequestKind.SYNC, size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) }],
+  [
+    Opcode.FSYNCDIR,
+    { name: 'FSYNCDIR', kind: RequestKind.SYNC, size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) },
+  ],
+  [
+    Opcode.SYNCFS,
+    { name: 'SYNCFS', kind: RequestKind.SYNC, size: IN_HEADER_SIZE, run: (session) => sync(session, EINTR) },
+  ],
+  [Opcode.FALLOCATE, { name: 'FALLOCATE', kind: RequestKind.ZERO, size: FallocateIn.SIZE, run: fallocate }],
+  [Opcode.LSEEK, { name: 'LSEEK', kind: RequestKind.SEEK, size: LseekIn.SIZE, run: lseek }],
   [Opcode.INTERRUPT, { name: 'INTERRUPT', size: InterruptIn.SIZE, silent: true, run: interrupt }],
 ]

@@ -53,9 +53,11 @@ export function serve(context: WorkerContext, tree: FileTree): void {
   for (;;) {
     const length = receive(fd, request.bytes)
     if (length === UNMOUNTED) break
+    const began = performance.now()
     slot.take(request.uniqueFirst, request.uniqueSecond)
     const answer = session.handle(length)
     if (answer > 0 && !send(fd, reply.bytes, answer)) send(fd, reply.bytes, session.fail(constants.errno.EIO))
+    session.record(performance.now() - began)
     slot.release()
   }
   splicer?.close()

@@ -8,6 +8,7 @@ import { availableParallelism, constants } from 'node:os'
 import { Worker } from 'node:worker_threads'
 import debug from 'debug'
 import { VdiskError } from '../../util/errors.js'
+import { type RequestSummary, summarizeRequests } from '../statistics.js'
 import { answerOn, SERVING, type WorkerContext } from './device.js'
 import type { Negotiated } from './init.js'
 import type { CachePolicy } from './opens.js'
@@ -60,7 +61,7 @@ export class WorkerPool {
   readonly ended: Promise<void>
   readonly #options: PoolOptions
   readonly #max: number
-  readonly #shared: SharedState = shareState()
+  readonly #shared: SharedState
   readonly #slots: SharedArrayBuffer
   readonly #running = new Map<number, Running>()
   readonly #settle: { readonly resolve: () => void; readonly reject: (reason: Error) => void }
@@ -72,6 +73,7 @@ export class WorkerPool {
   constructor(options: PoolOptions) {
     this.#options = options
     this.#max = options.max ?? Math.max(options.initial ?? 0, DEFAULT_MAX)
+    this.#shared = shareState(this.#max)
     this.#slots = WorkerSlot.allocate(this.#max)
     let settle!: { resolve: () => void; reject: (reason: Error) => void }
     this.ended = new Promise<void>((resolve, reject) => {
@@ -92,6 +94,11 @@ export class WorkerPool {
     let sum = 0
     for (const { slot } of this.#running.values()) sum += slot.served
     return sum
+  }
+
+  /** What all workers have counted so far, those that died included. */
+  requests(): RequestSummary[] {
+    return summarizeRequests(this.#shared.statistics)
   }
 
   /** Starts the first workers. Resolves when they serve; rejects where one cannot, with its error. */

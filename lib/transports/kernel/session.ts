@@ -7,6 +7,7 @@
 import { constants } from 'node:os'
 import debug from 'debug'
 import { errnoOf } from '../errno.js'
+import { RequestKind, RequestRecorder } from '../statistics.js'
 import type { FileTree } from '../transport.js'
 import { CONTENT_OPERATIONS } from './contents.js'
 import type { Negotiated } from './init.js'
@@ -26,9 +27,15 @@ const { EINVAL, ENOSYS } = constants.errno
 export interface SharedState {
   readonly syncs: SharedArrayBuffer
   readonly opens: SharedArrayBuffer
+  readonly statistics: SharedArrayBuffer
 }
 
-export const shareState = (): SharedState => ({ syncs: Syncs.allocate(), opens: RecentOpens.allocate() })
+/** For workers with the numbers 1 to `workers`. */
+export const shareState = (workers: number): SharedState => ({
+  syncs: Syncs.allocate(),
+  opens: RecentOpens.allocate(),
+  statistics: RequestRecorder.allocate(workers + 1),
+})
 
 export interface SessionOptions {
   readonly tree: FileTree
@@ -58,6 +65,13 @@ export class Session {
   readonly cachePolicy: CachePolicy
   /** `tree.flush` as an errno, made once. */
   readonly flush: () => number
+  /** Set by an operation: the bytes that it moved. */
+  moved = 0
+  /** Set by an operation: somebody else answers the request, and counts it then. */
+  answeredElsewhere = false
+  readonly #recorder: RequestRecorder
+  #operation: Operation | undefined
+  #failed = false
   readonly #splicer: Splicer | undefined
   readonly #sendPieces: () => boolean
   #spliced = 0
@@ -67,7 +81,12 @@ export class Session {
     this.negotiated = negotiated
     this.syncs = new Syncs(shared.syncs, thread)
     this.opens = new RecentOpens(shared.opens)
-    this.answer = answer
+    const recorder = new RequestRecorder(shared.statistics, thread)
+    this.#recorder = recorder
+    this.answer = (first, second, errno, waitedMs) => {
+      answer(first, second, errno)
+      if (waitedMs !== undefined) recorder.record(RequestKind.SYNC, 0, waitedMs, errno !== 0)
+    }
     this.cachePolicy = cachePolicy
     this.#splicer = splicer
     this.#sendPieces = () => {
@@ -99,6 +118,8 @@ export class Session {
     if (length < ANSWERABLE_SIZE) return 0
     const operation = OPERATIONS[request.u32(InHeader.opcode)]
     let result = -ENOSYS
+    this.moved = 0
+    this.answeredElsewhere = false
     if (operation !== undefined) {
       if (length < operation.size || length !== request.u32(InHeader.len)) result = -EINVAL
       else {
@@ -110,10 +131,19 @@ export class Session {
       }
       if (operation.silent && result < 0) result = NO_REPLY
     } else if (length < IN_HEADER_SIZE) result = -EINVAL
+    this.#operation = operation
+    this.#failed = result < 0 && result !== NO_REPLY
     if (trace.enabled) this.#trace(operation, length, result)
     if (result === NO_REPLY) return 0
     if (result < 0) return this.fail(-result)
     return this.reply.header(OUT_HEADER_SIZE + result, 0, request.uniqueFirst, request.uniqueSecond)
+  }
+
+  /** Counts the request that was handled last, which took `ms` milliseconds. */
+  record(ms: number): void {
+    const operation = this.#operation
+    if (operation === undefined || operation.silent || this.answeredElsewhere) return
+    this.#recorder.record(operation.kind ?? RequestKind.OTHER, this.moved, ms, this.#failed)
   }
 
   /** Makes the reply to the request in hand an error. @returns its length */

@@ -13,16 +13,28 @@ const COMMITTER = 1
 const PARKED = 2
 const TAKEN = 3
 const ENTRIES = 4
-/** Of an fsync: the two words of its unique, and the errno that it is answered with where its caller gives it up. */
-const WORDS_PER_ENTRY = 3
+/**
+ * Of an fsync: the two words of its unique, the errno that it is answered with where its caller gives it up, and when it
+ * came, in microseconds modulo 2^32.
+ */
+const WORDS_PER_ENTRY = 4
+const INTERRUPTED = 2
+const CAME = 3
 
 const FREE = 0
 const LOCK_SLEEP_MS = 1
 /** Lock and committer are thread + 1, so that thread 0, the main thread, can hold them too. */
 const owner = (thread: number): number => thread + 1
 
-/** Called for each fsync that is done: the unique's words and an errno, 0 where it succeeded. */
-export type Answer = (first: number, second: number, errno: number) => void
+/**
+ * Called for each fsync that is done: the unique's words, an errno (0 where it succeeded), and how long it took, where
+ * that is known.
+ */
+export type Answer = (first: number, second: number, errno: number, waitedMs?: number) => void
+
+/** A clock that all threads share (each has a `performance.now` of its own). */
+const microseconds = (): number => ((performance.timeOrigin + performance.now()) * 1000) | 0
+const millisecondsSince = (came: number): number => ((microseconds() - came) >>> 0) / 1000
 
 /** What `sync` returns for an fsync that was answered already, or will be. */
 export const SYNC_ANSWERED = -1
@@ -56,12 +68,13 @@ export class Syncs {
    * @returns the errno with which the caller has to answer this fsync, or SYNC_ANSWERED: it was, or will be.
    */
   sync(first: number, second: number, interrupted: number, flush: () => number, answer: Answer): number {
-    if (!this.#enter(first, second, interrupted)) return SYNC_ANSWERED
+    const came = microseconds()
+    if (!this.#enter(first, second, interrupted, came)) return SYNC_ANSWERED
     // Somebody else commits and there is no room to wait: share its work, but take nobody else's fsync.
     if (Atomics.load(this.#words, COMMITTER) !== owner(this.#thread)) return flush()
     const errno = this.#round(flush, answer)
     if (this.#leave()) return errno
-    answer(first, second, errno)
+    answer(first, second, errno, millisecondsSince(came))
     do this.#round(flush, answer)
     while (!this.#leave())
     return SYNC_ANSWERED
@@ -76,7 +89,7 @@ export class Syncs {
     let errno = NOT_PARKED
     if (index >= 0) {
       const from = ENTRIES + (index + 1) * WORDS_PER_ENTRY
-      errno = words[from - 1]!
+      errno = words[from - WORDS_PER_ENTRY + INTERRUPTED]!
       words.copyWithin(from - WORDS_PER_ENTRY, from, ENTRIES + count * WORDS_PER_ENTRY)
       words[PARKED] = count - 1
     }
@@ -105,7 +118,7 @@ export class Syncs {
   }
 
   /** Becomes the committer, or parks. @returns false where it was parked. */
-  #enter(first: number, second: number, interrupted: number): boolean {
+  #enter(first: number, second: number, interrupted: number, came: number): boolean {
     this.#acquire()
     const words = this.#words
     let parked = false
@@ -114,7 +127,8 @@ export class Syncs {
       const at = ENTRIES + words[PARKED]!++ * WORDS_PER_ENTRY
       words[at] = first
       words[at + 1] = second
-      words[at + 2] = interrupted
+      words[at + INTERRUPTED] = interrupted
+      words[at + CAME] = came
       parked = true
     }
     this.#release()
@@ -134,7 +148,7 @@ export class Syncs {
     const errno = flush()
     for (let i = 0; i < count; i++) {
       const [first, second] = this.#unique(this.#capacity + i)
-      answer(first, second, errno)
+      answer(first, second, errno, millisecondsSince(words[to + i * WORDS_PER_ENTRY + CAME]!))
     }
     words[TAKEN] = 0
     return errno
