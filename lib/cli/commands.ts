@@ -61,8 +61,8 @@ export const COMMANDS: readonly Command[] = [
   {
     name: 'list',
     summary: 'what is mounted',
-    positionals: [],
-    examples: ['list', 'list --stats', 'list --json'],
+    positionals: [{ ...MOUNTPOINT, optional: true }],
+    examples: ['list', 'list --stats /mnt/x', 'list --json'],
     load: () => import('./commands/list.js'),
   },
   {

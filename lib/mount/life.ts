@@ -10,7 +10,7 @@ import { makeTrace } from '../util/trace.js'
 import type { Attachment } from './attachment.js'
 import { type RegistryEntry, remove, update } from './registry.js'
 import type { Listener } from './server.js'
-import { describeStatistics, publishStatistics, STATISTICS_SIGNAL } from './statistics.js'
+import { answerStatistics, describeStatistics, STATISTICS_SIGNAL } from './statistics.js'
 import type { MountTransport, Serving } from './transports.js'
 import type { TreeSettings } from './tree.js'
 import { unmountOrSay } from './unmount.js'
@@ -138,7 +138,7 @@ export class LiveMount {
     try {
       const metadata = this.#image.statistics()
       const statistics = { seconds: (Date.now() - this.#since) / 1000, ...this.#serving.requests(), metadata }
-      publishStatistics(this.#entry, statistics)
+      if (answerStatistics(this.#entry, statistics)) return
       for (const line of describeStatistics(statistics)) this.#listener.report(line)
     } catch (error) {
       this.#listener.problem(`no statistics: ${oneLine(error)}`)

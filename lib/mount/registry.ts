@@ -55,6 +55,8 @@ export interface RegistryEntry extends ProcessIdentity {
   readonly loop?: string | undefined
   /** Those that are shown as files, or that the loop device has. */
   readonly partitions?: readonly Partition[] | undefined
+  /** The server answers to those who ask for statistics. */
+  readonly statistics?: boolean
   /** Where the server writes what it has to say; none of a server in the foreground. */
   readonly log: string | undefined
   /** `mounted` from the moment on at which the files can be used. */

@@ -111,5 +111,5 @@ function partitionTable(image: Image, attached: boolean, listener: Listener): Pa
 
 function newEntry({ image: path, options, log }: ServerConfig, mountpoint: string, image: Image): RegistryEntry {
   const { format, size } = image
-  return { mountpoint, image: path, format, size, ...thisProcess(), options, log, phase: 'starting' }
+  return { mountpoint, image: path, format, size, ...thisProcess(), options, log, statistics: true, phase: 'starting' }
 }

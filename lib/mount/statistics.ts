@@ -1,9 +1,9 @@
 /**
- * The statistics of a mount. The server has them in memory; asked by SIGUSR1, it writes them into its log, for people,
- * and into a file beside its entry in the registry, for `vdiskfs list --stats`.
+ * The statistics of a mount. The server has them in memory; SIGUSR1 makes it write them into its log, or, where
+ * `vdiskfs list --stats` asked for them, into a file beside its entry in the registry.
  */
 
-import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { readFileSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Image } from '../image/image.js'
 import { quantile, type RequestSummary } from '../transports/statistics.js'
@@ -22,12 +22,14 @@ export interface MountStatistics {
 
 export const STATISTICS_SIGNAL = 'SIGUSR1'
 
-/** Hands statistics to those who asked for them. */
-export function publishStatistics(entry: RegistryEntry, statistics: MountStatistics): void {
+/** Hands statistics to a command that asked for them, by an empty file. @returns false where there is none */
+export function answerStatistics(entry: RegistryEntry, statistics: MountStatistics): boolean {
   const path = statisticsPath(entry.mountpoint)
+  if (statSync(path, { throwIfNoEntry: false })?.size !== 0) return false
   const made = `${path}.new`
   writeFileSync(made, JSON.stringify(statistics), { mode: 0o600 })
   renameSync(made, path)
+  return true
 }
 
 const PATIENCE_MS = 2000
@@ -38,16 +40,16 @@ const INTERVAL_MS = 5
  * @returns undefined where it does not answer: it hangs, or has just ended
  */
 export async function askStatistics(entry: RegistryEntry): Promise<MountStatistics | undefined> {
+  // Of a server that does not know the signal, Node would make one that can be debugged.
+  if (!entry.statistics || !isAlive(entry)) return undefined
   const path = statisticsPath(entry.mountpoint)
-  // Where two ask at once, each of them makes the server write, and either takes what it finds.
-  rmSync(path, { force: true })
-  if (!isAlive(entry)) return undefined
+  writeFileSync(path, '', { mode: 0o600 })
   process.kill(entry.pid, STATISTICS_SIGNAL)
   for (const until = Date.now() + PATIENCE_MS; Date.now() < until; await sleep(INTERVAL_MS)) {
     try {
       return JSON.parse(readFileSync(path, 'utf8')) as MountStatistics
     } catch {
-      // Not yet.
+      // Empty still. Where two ask at once, one answer is for both.
     }
   }
   return undefined

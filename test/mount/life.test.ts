@@ -18,6 +18,9 @@ const listeners = () => [process.listenerCount('SIGTERM'), process.listenerCount
 
 const tree = treeSettings({ uid: 0, gid: 0, umask: 0o77 }, { atimeMs: 0, mtimeMs: 0 })
 
+/** What a transport says that has served nothing. */
+const nothing = () => ({ workers: 2, requests: [] })
+
 /** A mount of nothing, and what was done to it. */
 function setUp(t: Test, changes: { image?: object; transport?: Partial<MountTransport>; ready?: () => void } = {}) {
   const done: string[] = []
@@ -40,7 +43,7 @@ function setUp(t: Test, changes: { image?: object; transport?: Partial<MountTran
     serve: async (r) => {
       done.push('serve')
       request = r
-      return { ended, requests: () => ({ workers: 2, requests: [] }) }
+      return { ended, requests: nothing }
     },
     unmount: async (_, how = {}) => {
       done.push(['unmount', ...(how.force ? ['force'] : []), ...(how.lazy ? ['lazy'] : [])].join(' '))
@@ -207,7 +210,7 @@ t.test('a mount that stays busy is ended by force, and that is logged', async (t
   })
   const { mount, problems } = setUp(t, {
     transport: {
-      serve: async () => ({ ended }),
+      serve: async () => ({ ended, requests: nothing }),
       unmount: async (_, { force = false } = {}) => {
         how.push(force ? 'force' : 'plain')
         if (!force) throw new VdiskError('IN_USE', 'busy')
@@ -231,7 +234,7 @@ t.test('a forced end that fails can be asked for again', async (t) => {
   })
   const { mount, problems } = setUp(t, {
     transport: {
-      serve: async () => ({ ended }),
+      serve: async () => ({ ended, requests: nothing }),
       unmount: async () => {
         if (++tries < 3) throw new VdiskError('ACCESS', 'not allowed')
         settle()

@@ -1,15 +1,20 @@
 /** `vdiskfs list`. */
 
+import { resolveMountpoint } from '../../mount/mounts.js'
 import { entries, type MountState, type RegistryEntry } from '../../mount/registry.js'
 import { askStatistics, describeStatistics, type MountStatistics } from '../../mount/statistics.js'
 import { quantile } from '../../transports/statistics.js'
+import { VdiskError } from '../../util/errors.js'
 import { formatSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { columns, json } from '../output.js'
 
 export async function run(args: Arguments, io: Io): Promise<number> {
-  const found = entries()
+  const mountpoint = args.positionals[0] === undefined ? undefined : resolveMountpoint(args.positionals[0])
+  const found = entries().filter(({ entry }) => mountpoint === undefined || entry.mountpoint === mountpoint)
+  if (mountpoint !== undefined && found.length === 0)
+    throw new VdiskError('NOT_FOUND', `${args.positionals[0]} is not mounted`)
   const ask = ({ entry, state }: Found) => (state === 'mounted' ? askStatistics(entry) : undefined)
   const statistics = args.has('stats') ? await Promise.all(found.map(ask)) : []
   if (args.has('json'))
