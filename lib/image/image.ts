@@ -13,7 +13,10 @@ import { attachStorage } from '../storage/attach.js'
 import type { Storage, StorageHandle } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
 import { Pieces } from '../util/pieces.js'
-import { type MapEntry, mapOne, seekExtent } from './map.js'
+import { makeTrace } from '../util/trace.js'
+import { describeExtent, type MapEntry, mapOne, seekExtent } from './map.js'
+
+const trace = makeTrace('image')
 
 /** Bytes that copy-on-write moves at a time. */
 const COPY_CHUNK = 1 << 20
@@ -59,6 +62,7 @@ export class Image {
   readonly #locked: boolean
   readonly #extent = new Extent()
   readonly #allocation = new Allocation()
+  readonly #traced = trace.enabled
   #depth = 0
   #scratch: Uint8Array | undefined
   #closed = false
@@ -186,7 +190,9 @@ export class Image {
   }
 
   #walk(offset: number, length: number): Extent {
-    return this.#walkFrom(0, offset, length, this.#extent)
+    const e = this.#walkFrom(0, offset, length, this.#extent)
+    if (this.#traced) trace(describeExtent(e, this.#depth, offset))
+    return e
   }
 
   #walkFrom(depth: number, offset: number, length: number, e: Extent): Extent {
@@ -328,6 +334,7 @@ export class Image {
     const driver = this.#top
     const a = this.#allocation
     const end = Math.min(offset + length, a.guest + a.length)
+    if (this.#traced) trace('allocated: %d+%d at %d of file %d', a.guest, a.length, a.offset, a.file)
     try {
       driver.prepare?.(a)
       this.#copyOld(a.guest, offset)

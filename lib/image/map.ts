@@ -43,3 +43,11 @@ export function seekExtent(e: Extent, at: number, data: boolean, files: readonly
   const none = found >= e.offset + e.length || (data && found >= storage.size())
   return none ? -1 : at + found - e.offset
 }
+
+/** An extent that begins at guest byte `start`, in one line of a trace. */
+export function describeExtent(e: Extent, depth: number, start: number): string {
+  const range = `bytes ${start}+${e.length}:`
+  if (e.kind === Kind.ZERO) return `${range} zeros`
+  if (e.kind === Kind.ENCODED) return `${range} encoded, in layer ${depth}`
+  return `${range} at ${e.offset} of file ${e.file}, in layer ${depth}${e.writable ? ', writable' : ''}`
+}

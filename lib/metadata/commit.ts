@@ -112,7 +112,7 @@ export class Committer {
   #run(number: number): void {
     const metadata = this.#metadata
     const staged = this.#snapshot()
-    if (trace.enabled) trace(`commit ${number}: ${staged.length} sectors`)
+    if (trace.enabled) trace('commit %d: %d sectors of metadata', number, staged.length)
     let written = false
     try {
       const batch = new DirtyBatch(this.#views, staged.length)
@@ -131,6 +131,7 @@ export class Committer {
       metadata.space.settle()
     }
     Atomics.store(this.#views.control, Control.COMMITS_DONE, number)
+    if (trace.enabled) trace('commit %d is durable', number)
   }
 
   /** Copies what is dirty now into the staging memory, sorted, and seals the space that was freed until now. */
@@ -168,6 +169,7 @@ export class Committer {
     let order = -1
     for (const run of batch.runs()) {
       if (run.order !== order) this.barrier()
+      if (trace.enabled) trace('class %d: %d bytes at %d of file %d', run.order, run.bytes.length, run.offset, run.file)
       order = run.order
       this.#files[run.file]!.storage.write(run.bytes, 0, run.bytes.length, run.offset)
       this.#metadata.wrote(run.file)

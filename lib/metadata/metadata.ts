@@ -8,11 +8,14 @@
 
 import type { FileRef } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
+import { makeTrace } from '../util/trace.js'
 import { NONE, PageCache, sectorMask } from './cache.js'
 import { type BatchWriter, Committer } from './commit.js'
 import { Epochs, Mutex, Ranges, RwLock } from './lock.js'
 import { Control, HITS_STRIDE, PAGE, type SharedShape, type SharedViews, viewShared } from './shared.js'
 import { SpaceList } from './space.js'
+
+const trace = makeTrace('metadata')
 
 /** How long a thread sleeps before it looks again whether another has filled the page that it wants. */
 const FILL_NAP_MS = 100
@@ -150,6 +153,7 @@ export class Metadata {
     let filled = false
     try {
       const got = file!.storage.read(this.#scratch, 0, PAGE, page * PAGE)
+      if (trace.enabled) trace('read page %d of file %d', page, file!.index)
       if (got < PAGE) this.#scratch.fill(0, got)
       filled = true
     } finally {

@@ -150,6 +150,7 @@ export class SpaceList {
       this.#files[file]!.storage.punch(offset, length)
       // The next barrier must cover it: what is put here counts on the zeros.
       Atomics.store(this.#v.unsynced, file, 1)
+      if (trace.enabled) trace('freed %d bytes at %d of file %d', length, offset, file)
       return true
     } catch (error) {
       if (trace.enabled) trace(`cannot free ${length} bytes at ${offset}: ${error}`)

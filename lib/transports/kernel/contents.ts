@@ -153,8 +153,8 @@ const isRange = (offset: number, length: number): boolean => offset + length <= 
 
 export const CONTENT_OPERATIONS: OperationTable = [
   [Opcode.OPEN, { name: 'OPEN', size: OpenIn.SIZE, run: open }],
-  [Opcode.READ, { name: 'READ', kind: RequestKind.READ, size: ReadIn.SIZE, run: read }],
-  [Opcode.WRITE, { name: 'WRITE', kind: RequestKind.WRITE, size: WriteIn.SIZE, run: write }],
+  [Opcode.READ, { name: 'READ', kind: RequestKind.READ, ranged: true, size: ReadIn.SIZE, run: read }],
+  [Opcode.WRITE, { name: 'WRITE', kind: RequestKind.WRITE, ranged: true, size: WriteIn.SIZE, run: write }],
   [Opcode.RELEASE, { name: 'RELEASE', size: ReleaseIn.SIZE, run: () => DONE }],
   [Opcode.FLUSH, { name: 'FLUSH', kind: RequestKind.SYNC, size: FlushIn.SIZE, run: (session) => sync(session, 0) }],
   [Opcode.FSYNC, { name: 'FSYNC', kind: RequestKind.SYNC, size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) }],

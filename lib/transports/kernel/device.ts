@@ -2,10 +2,9 @@
 
 import { readSync, writeSync } from 'node:fs'
 import { constants } from 'node:os'
-import { format } from 'node:util'
 import { isMainThread, parentPort } from 'node:worker_threads'
-import debug from 'debug'
 import { fromSystem, VdiskError } from '../../util/errors.js'
+import { makeTrace, traceAtOnce } from '../../util/trace.js'
 import type { FileTree } from '../transport.js'
 import type { Negotiated } from './init.js'
 import { Reply } from './messages.js'
@@ -16,7 +15,7 @@ import { WorkerSlot } from './slots.js'
 import { Splicer } from './splicer.js'
 import type { Answer } from './syncs.js'
 
-const trace = debug('vdiskfs:transport')
+const trace = makeTrace('transport')
 
 export const DEVICE = '/dev/fuse'
 
@@ -47,7 +46,7 @@ export function serve(context: WorkerContext, tree: FileTree): void {
   const { request, reply } = session
   const slot = new WorkerSlot(context.slots, thread)
   // A worker's stderr goes through its event loop, which does not turn again before the end.
-  if (!isMainThread) debug.log = (...args: unknown[]) => writeSync(process.stderr.fd, `${format(...args)}\n`)
+  if (!isMainThread) traceAtOnce()
   slot.begin()
   parentPort?.postMessage(SERVING)
   for (;;) {

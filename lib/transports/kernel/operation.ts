@@ -16,6 +16,8 @@ export interface Operation {
   readonly size: number
   /** The kernel expects no reply, not even to a malformed one. */
   readonly silent?: boolean
+  /** Offset and size are where READ and WRITE have them; said in traces. */
+  readonly ranged?: boolean
   /** What it counts as in the statistics: a RequestKind, OTHER where nothing is said. */
   readonly kind?: number
   run(session: Session, length: number): number

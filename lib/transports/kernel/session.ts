@@ -5,7 +5,7 @@
  */
 
 import { constants } from 'node:os'
-import debug from 'debug'
+import { anyTrace, makeTrace, traceRequest } from '../../util/trace.js'
 import { errnoOf } from '../errno.js'
 import { RequestKind, RequestRecorder } from '../statistics.js'
 import type { FileTree } from '../transport.js'
@@ -15,11 +15,11 @@ import { ANSWERABLE_SIZE, Reply, Request } from './messages.js'
 import { NODE_OPERATIONS } from './nodes.js'
 import { type CachePolicy, RecentOpens } from './opens.js'
 import { NO_REPLY, type Operation } from './operation.js'
-import { IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE } from './protocol.js'
+import { IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE, ReadIn } from './protocol.js'
 import { SPLICE_LEAST, type Splicer } from './splicer.js'
 import { type Answer, Syncs } from './syncs.js'
 
-const trace = debug('vdiskfs:fuse')
+const trace = makeTrace('fuse')
 
 const { EINVAL, ENOSYS } = constants.errno
 
@@ -72,6 +72,7 @@ export class Session {
   readonly #recorder: RequestRecorder
   #operation: Operation | undefined
   #failed = false
+  readonly #traced = anyTrace()
   readonly #splicer: Splicer | undefined
   readonly #sendPieces: () => boolean
   #spliced = 0
@@ -115,8 +116,10 @@ export class Session {
    */
   handle(length: number): number {
     const { request } = this
+    this.#operation = undefined
     if (length < ANSWERABLE_SIZE) return 0
     const operation = OPERATIONS[request.u32(InHeader.opcode)]
+    if (this.#traced) this.#traceBegin(operation, length)
     let result = -ENOSYS
     this.moved = 0
     this.answeredElsewhere = false
@@ -133,7 +136,7 @@ export class Session {
     } else if (length < IN_HEADER_SIZE) result = -EINVAL
     this.#operation = operation
     this.#failed = result < 0 && result !== NO_REPLY
-    if (trace.enabled) this.#trace(operation, length, result)
+    if (this.#traced) this.#traceEnd(operation, result)
     if (result === NO_REPLY) return 0
     if (result < 0) return this.fail(-result)
     return this.reply.header(OUT_HEADER_SIZE + result, 0, request.uniqueFirst, request.uniqueSecond)
@@ -158,9 +161,21 @@ export class Session {
     return this.tree.lend(node, length, offset, this.#splicer.pieces, this.#sendPieces)
   }
 
-  #trace(operation: Operation | undefined, length: number, result: number): void {
-    const name = operation?.name ?? `opcode ${this.request.u32(InHeader.opcode)}`
-    const outcome = result === NO_REPLY ? 'no reply' : result < 0 ? `errno ${-result}` : `${result} bytes`
-    trace('%d %s node %d, %d bytes: %s', this.request.u64(InHeader.unique), name, this.node, length, outcome)
+  #traceBegin(operation: Operation | undefined, length: number): void {
+    const { request } = this
+    traceRequest(request.u64(InHeader.unique))
+    const name = operation?.name ?? `opcode ${request.u32(InHeader.opcode)}`
+    const range =
+      operation?.ranged && length >= operation.size
+        ? ` ${request.u32(ReadIn.size)} at ${request.u64(ReadIn.offset)}`
+        : ''
+    trace('%s inode %d%s', name, this.node, range)
+  }
+
+  #traceEnd(operation: Operation | undefined, result: number): void {
+    const sent = this.moved > 0 ? `${this.moved} bytes` : operation?.silent ? 'needs none' : 'sent, or parked'
+    const outcome = result === NO_REPLY ? sent : result < 0 ? `errno ${-result}` : `${result} bytes`
+    trace('reply: %s', outcome)
+    traceRequest(0)
   }
 }
