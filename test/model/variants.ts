@@ -35,6 +35,22 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
     { options: ['cluster_size=64K'], size: 300 * KiB + 1536, qemu: 'parallels', unclean: UNCLEAN },
     { options: ['cluster_size=4K'], size: 700 * KiB + 512, qemu: 'parallels', unclean: UNCLEAN },
   ],
+  vhdx: [
+    { options: ['block_size=1M'], size: 2500 * KiB, qemu: 'vhdx' },
+    { options: ['block_size=1M', 'logical_sector_size=4096', 'block_state_zero=on'], size: 2500 * KiB },
+    { options: ['subformat=fixed', 'block_size=1M'], size: 1500 * KiB, qemu: 'vhdx' },
+    {
+      options: ['block_size=1M'],
+      size: 2500 * KiB,
+      parent: { format: 'vhdx', options: ['block_size=2M'], size: 2500 * KiB },
+    },
+    // Larger blocks than the parent's, and a parent that is shorter.
+    {
+      options: ['block_size=4M', 'logical_sector_size=4096'],
+      size: 1200 * KiB,
+      parent: { format: 'vhdx', options: ['block_size=1M', 'logical_sector_size=4096'], size: 1100 * KiB },
+    },
+  ],
   vhd: [
     { options: ['subformat=fixed'], size: 200 * KiB, qemu: 'vpc' },
     { options: ['block_size=64K'], size: 300 * KiB + 1536, qemu: 'vpc' },
