@@ -13,6 +13,8 @@ export interface Variant {
   readonly options: readonly string[]
   /** Size of the disk in bytes. */
   readonly size: number
+  /** What sizes of such disks are multiples of; 512 where it is not given. */
+  readonly sectorSize?: number
   /** A parent, and its size. */
   readonly parent?: { readonly format: string; readonly options: readonly string[]; readonly size: number }
   /** QEMU's name of the format, where it can read this kind. */
@@ -37,7 +39,11 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
   ],
   vhdx: [
     { options: ['block_size=1M'], size: 2500 * KiB, qemu: 'vhdx' },
-    { options: ['block_size=1M', 'logical_sector_size=4096', 'block_state_zero=on'], size: 2500 * KiB },
+    {
+      options: ['block_size=1M', 'logical_sector_size=4096', 'block_state_zero=on'],
+      size: 2500 * KiB,
+      sectorSize: 4096,
+    },
     { options: ['subformat=fixed', 'block_size=1M'], size: 1500 * KiB, qemu: 'vhdx' },
     {
       options: ['block_size=1M'],
@@ -48,6 +54,7 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
     {
       options: ['block_size=4M', 'logical_sector_size=4096'],
       size: 1200 * KiB,
+      sectorSize: 4096,
       parent: { format: 'vhdx', options: ['block_size=1M', 'logical_sector_size=4096'], size: 1100 * KiB },
     },
   ],
