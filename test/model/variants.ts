@@ -38,24 +38,24 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
     { options: ['cluster_size=4K'], size: 700 * KiB + 512, qemu: 'parallels', unclean: UNCLEAN },
   ],
   vhdx: [
-    { options: ['block_size=1M'], size: 2500 * KiB, qemu: 'vhdx' },
+    { options: ['block_size=1M'], size: 1300 * KiB, qemu: 'vhdx' },
     {
       options: ['block_size=1M', 'logical_sector_size=4096', 'block_state_zero=on'],
-      size: 2500 * KiB,
+      size: 1300 * KiB,
       sectorSize: 4096,
     },
-    { options: ['subformat=fixed', 'block_size=1M'], size: 1500 * KiB, qemu: 'vhdx' },
+    { options: ['subformat=fixed', 'block_size=1M'], size: 1100 * KiB, qemu: 'vhdx' },
     {
       options: ['block_size=1M'],
-      size: 2500 * KiB,
-      parent: { format: 'vhdx', options: ['block_size=2M'], size: 2500 * KiB },
+      size: 1300 * KiB,
+      parent: { format: 'vhdx', options: ['block_size=2M'], size: 1300 * KiB },
     },
     // Larger blocks than the parent's, and a parent that is shorter.
     {
       options: ['block_size=4M', 'logical_sector_size=4096'],
-      size: 1200 * KiB,
+      size: 600 * KiB,
       sectorSize: 4096,
-      parent: { format: 'vhdx', options: ['block_size=1M', 'logical_sector_size=4096'], size: 1100 * KiB },
+      parent: { format: 'vhdx', options: ['block_size=1M', 'logical_sector_size=4096'], size: 500 * KiB },
     },
   ],
   vhd: [

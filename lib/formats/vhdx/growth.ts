@@ -64,9 +64,11 @@ export class Growth {
     const [limit, next, step] = metadata.shared(
       () => [state[State.LIMIT]!, state[State.NEXT]!, state[State.STEP]!] as const,
     )
-    // A block and the sector bitmap block that it may need.
-    const least = next + this.#layout.blockSize + UNIT
-    const target = this.#lengthen(Math.max(least, roundUp(limit + step, UNIT)), least)
+    const { blockSize, payloadBlocks, chunkRatio } = this.#layout
+    // A block and the sector bitmap block that it may need; no more than all blocks of the disk.
+    const least = next + blockSize + UNIT
+    const most = next + payloadBlocks * blockSize + Math.ceil(payloadBlocks / chunkRatio) * UNIT
+    const target = this.#lengthen(Math.max(least, roundUp(Math.min(limit + step, most), UNIT)), least)
     metadata.wrote(files[0]!.index)
     metadata.barrier()
     metadata.exclusive(() => {
