@@ -98,6 +98,8 @@ export interface Driver {
   readonly locked: boolean
   /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */
   readonly changeSectors: number
+  /** The most 512-byte sectors of metadata that one `writeOut` can take, where the format has such a limit. */
+  readonly dirtyLimit?: number
 
   /** Says what the guest bytes from `offset` on are, for at most `length` bytes. Shared lock. */
   map(offset: number, length: number, out: Extent): void
@@ -231,6 +233,8 @@ export interface Opened<Layout> {
   readonly parent?: ParentRequest | undefined
   /** First values of `LayerContext.state`. */
   readonly state: readonly number[]
+  /** What the layer is read through instead of `OpenContext.storage`, around which it is made: closing it closes both. */
+  readonly storage?: Storage | undefined
 }
 
 /** A parent for a new image. */

@@ -5,9 +5,10 @@ import type { Format, Probe } from './driver.js'
 import { parallels } from './parallels/format.js'
 import { raw } from './raw.js'
 import { vhd } from './vhd/format.js'
+import { vhdx } from './vhdx/format.js'
 
 /** In the order of detection; raw, which matches everything, comes last. */
-export const formats: readonly Format[] = [vhd, parallels, raw]
+export const formats: readonly Format[] = [vhdx, vhd, parallels, raw]
 
 /** A format by its name or another name of it, in any case. @throws USAGE */
 export function findFormat(name: string): Format {

@@ -127,7 +127,7 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
     const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, warn })
     if (trace.enabled) trace(`${path}: ${format.name}, ${opened.size} bytes`)
     const guessedRaw = wanted.format === undefined && format.name === 'raw'
-    return { path, format, guessedRaw, storage, files, snapshot, opened }
+    return { path, format, guessedRaw, storage: opened.storage ?? storage, files, snapshot, opened }
   } catch (error) {
     for (const file of files) file.close()
     throw error
@@ -249,7 +249,8 @@ const identities = new WeakMap<Storage, string>()
 function identity(storage: Storage): string | undefined {
   const known = identities.get(storage)
   if (known !== undefined) return known
-  const handle = storage.handle()
+  let handle = storage.handle()
+  if (handle.kind === 'replayed') handle = handle.inner
   if (handle.kind !== 'file') return undefined
   const { dev, ino } = fstatSync(handle.fd)
   const id = `${dev}:${ino}`

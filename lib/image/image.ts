@@ -82,6 +82,7 @@ export class Image {
     })
     this.#drivers = handle.layers.map((layer, depth) => this.#attachLayer(layer, depth))
     this.#top = this.#drivers[0]!
+    if (this.#top.dirtyLimit !== undefined) this.#metadata.limitDirty(this.#top.dirtyLimit)
     this.#locked = this.#drivers.some((driver) => driver.locked)
   }
 

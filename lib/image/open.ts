@@ -76,9 +76,9 @@ export function openStorages(storages: readonly Storage[], options: OpenOptions 
     const warn = (message: string) => options.warn?.(`${path}: ${message}`)
     const opened = format.open({ storage, path, readOnly, warn })
     const guessedRaw = name === undefined && format.name === 'raw'
-    return { path, format, guessedRaw, storage, files: [], snapshot: undefined, opened }
+    return { path, format, guessedRaw, storage: opened.storage ?? storage, files: [], snapshot: undefined, opened }
   })
-  return Image.first(makeShape(layers, options.readOnly ?? false, options), storages)
+  return Image.first(makeShape(layers, options.readOnly ?? false, options), layers.flatMap(filesOf))
 }
 
 function filesOf(layer: Layer): Storage[] {

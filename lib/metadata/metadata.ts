@@ -58,7 +58,7 @@ export class Metadata {
   readonly #views: SharedViews
   readonly #committer: Committer
   readonly #scratch = new Uint8Array(PAGE)
-  readonly #sectorLimit: number
+  #sectorLimit: number
   readonly #pageLimit: number
   #changes = 0
 
@@ -205,6 +205,11 @@ export class Metadata {
     }
     Atomics.add(control, Control.FILL_EVENT, 1)
     Atomics.notify(control, Control.FILL_EVENT)
+  }
+
+  /** A commit of the top layer can take at most so many sectors. Every thread says so before it changes anything. */
+  limitDirty(sectors: number): void {
+    this.#sectorLimit = Math.min(this.#sectorLimit, sectors)
   }
 
   /**

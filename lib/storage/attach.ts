@@ -3,6 +3,7 @@
 import { FaultStorage } from './fault.js'
 import { FileStorage } from './file.js'
 import { MemoryStorage } from './memory.js'
+import { ReplayedStorage } from './replayed.js'
 import type { Storage, StorageHandle } from './storage.js'
 
 /** A view, in this thread, of a storage that another thread opened and keeps open. Closing it closes nothing. */
@@ -14,5 +15,7 @@ export function attachStorage(handle: StorageHandle): Storage {
       return MemoryStorage.attach(handle)
     case 'fault':
       return new FaultStorage(attachStorage(handle.inner), handle.control)
+    case 'replayed':
+      return new ReplayedStorage(attachStorage(handle.inner), handle.index)
   }
 }

@@ -1,10 +1,13 @@
 /** What the engine needs of a place that holds bytes: a file, memory, or one of these with faults injected. */
 
+import type { ReplayIndex } from './replayed.js'
+
 /** Structured-cloneable description from which another thread of this process makes its own view of a storage. */
 export type StorageHandle =
   | { readonly kind: 'file'; readonly path: string; readonly fd: number; readonly readOnly: boolean }
   | { readonly kind: 'memory'; readonly path: string; readonly shared: SharedArrayBuffer; readonly readOnly: boolean }
   | { readonly kind: 'fault'; readonly inner: StorageHandle; readonly control: SharedArrayBuffer }
+  | { readonly kind: 'replayed'; readonly inner: StorageHandle; readonly index: ReplayIndex }
 
 /**
  * Bytes at offsets, synchronously. Offsets and lengths are bytes, safe integers, never negative.

@@ -146,6 +146,8 @@ export function checkWithQemu(recorded: Recorded, state: State): string | undefi
   const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-test-'))
   try {
     writeFileSync(join(folder, 'image'), contents(storages[0]!))
+    // It replays a log only when it may write, and only so.
+    if (qemu === 'vhdx') must('qemu-img', ['check', '-q', '-r', 'all', '-f', qemu, join(folder, 'image')])
     must('qemu-img', ['convert', '-f', qemu, '-O', 'raw', join(folder, 'image'), join(folder, 'disk')])
     const theirs = readFileSync(join(folder, 'disk'))
     const ours = readAll(storages).bytes

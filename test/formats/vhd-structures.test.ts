@@ -1,5 +1,5 @@
 import t from 'tap'
-import { decodeRuns, runOf, setBits } from '../../lib/formats/vhd/bitmap.js'
+import { decodeRuns, runOf, setBits } from '../../lib/formats/sector-bitmap.js'
 import { decodeHeader, encodeHeader } from '../../lib/formats/vhd/dynamic-header.js'
 import { decodeFooter, encodeFooter, timeOf, timeStampOf } from '../../lib/formats/vhd/footer.js'
 import { diskSize, geometryOf, geometrySectors, roundUpToGeometry } from '../../lib/formats/vhd/geometry.js'
@@ -153,11 +153,11 @@ t.test('what counts for the size depends on the creator', async (t) => {
 
 t.test('bitmaps have the first sector in the most significant bit', async (t) => {
   const bitmap = new Uint8Array(4)
-  setBits(bitmap, 9, 1)
+  setBits(bitmap, 9, 1, 'msb-first')
   t.same([...bitmap], [0, 0x40, 0, 0])
-  setBits(bitmap, 14, 11)
+  setBits(bitmap, 14, 11, 'msb-first')
   t.same([...bitmap], [0, 0x43, 0xff, 0x80])
-  setBits(bitmap, 0, 32)
+  setBits(bitmap, 0, 32, 'msb-first')
   t.same([...bitmap], [0xff, 0xff, 0xff, 0xff])
 })
 
@@ -173,7 +173,7 @@ t.test('runs of bits', async (t) => {
     [[0x40], 1, false, [1]],
   ]
   for (const [bytes, sectors, first, ends] of cases) {
-    const runs = decodeRuns(Uint8Array.from(bytes), sectors)
+    const runs = decodeRuns(Uint8Array.from(bytes), sectors, 'msb-first')
     t.same({ first: runs.first, ends: [...runs.ends] }, { first, ends }, bytes.join())
     for (let sector = 0; sector < sectors; sector++) {
       const bit = (bytes[sector >> 3]! & (0x80 >> (sector & 7))) !== 0

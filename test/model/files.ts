@@ -6,10 +6,11 @@ import { type OpenOptions, openImage } from '../../lib/image/open.js'
 import { randomBytes, type Variant } from './variants.js'
 
 /** A kind of image with a disk of another size than the small ones of `variants`. */
-export function enlarge(variant: Variant, size: number): Variant {
-  const { parent } = variant
+export function enlarge(variant: Variant, wanted: number): Variant {
+  const { parent, sectorSize = 512 } = variant
+  const size = sectorSize * Math.floor(wanted / sectorSize)
   const scale = size / variant.size
-  const larger = parent && { ...parent, size: 512 * Math.floor((parent.size * scale) / 512) }
+  const larger = parent && { ...parent, size: sectorSize * Math.floor((parent.size * scale) / sectorSize) }
   return { ...variant, size, ...(larger && { parent: larger }) }
 }
 

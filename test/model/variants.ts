@@ -13,6 +13,8 @@ export interface Variant {
   readonly options: readonly string[]
   /** Size of the disk in bytes. */
   readonly size: number
+  /** What sizes of such disks are multiples of; 512 where it is not given. */
+  readonly sectorSize?: number
   /** A parent, and its size. */
   readonly parent?: { readonly format: string; readonly options: readonly string[]; readonly size: number }
   /** QEMU's name of the format, where it can read this kind. */
@@ -34,6 +36,27 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
   parallels: [
     { options: ['cluster_size=64K'], size: 300 * KiB + 1536, qemu: 'parallels', unclean: UNCLEAN },
     { options: ['cluster_size=4K'], size: 700 * KiB + 512, qemu: 'parallels', unclean: UNCLEAN },
+  ],
+  vhdx: [
+    { options: ['block_size=1M'], size: 1300 * KiB, qemu: 'vhdx' },
+    {
+      options: ['block_size=1M', 'logical_sector_size=4096', 'block_state_zero=on'],
+      size: 1300 * KiB,
+      sectorSize: 4096,
+    },
+    { options: ['subformat=fixed', 'block_size=1M'], size: 1100 * KiB, qemu: 'vhdx' },
+    {
+      options: ['block_size=1M'],
+      size: 1300 * KiB,
+      parent: { format: 'vhdx', options: ['block_size=2M'], size: 1300 * KiB },
+    },
+    // Larger blocks than the parent's, and a parent that is shorter.
+    {
+      options: ['block_size=4M', 'logical_sector_size=4096'],
+      size: 600 * KiB,
+      sectorSize: 4096,
+      parent: { format: 'vhdx', options: ['block_size=1M', 'logical_sector_size=4096'], size: 500 * KiB },
+    },
   ],
   vhd: [
     { options: ['subformat=fixed'], size: 200 * KiB, qemu: 'vpc' },

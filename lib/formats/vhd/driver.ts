@@ -22,7 +22,8 @@
 
 import { Region } from '../../metadata/region.js'
 import { type Allocation, type Driver, type Extent, type FileRef, Kind, type LayerContext } from '../driver.js'
-import { decodeRuns, FullUnits, type Runs, RunsCache, runOf, setBits, UNIT_BYTES, UNIT_SECTORS } from './bitmap.js'
+import { decodeRuns, type Runs, RunsCache, runOf, setBits, UNIT_SECTORS } from '../sector-bitmap.js'
+import { FullUnits, UNIT_BYTES } from './bitmap.js'
 import { SECTOR } from './geometry.js'
 import { Growth } from './growth.js'
 import { type Blocks, checkBlock, ENTRY_BYTES, GENERATIONS, NO_BLOCK, State, type VhdLayout } from './layout.js'
@@ -31,6 +32,7 @@ const PAGE = 4096
 const ENTRIES_PER_PAGE = PAGE / ENTRY_BYTES
 /** Of all metadata: see above. */
 const ORDER = 0
+const BIT_ORDER = 'msb-first'
 const FULL: Runs = { first: true, ends: Uint16Array.of(UNIT_SECTORS) }
 
 export class BlockDriver implements Driver {
@@ -150,7 +152,7 @@ export class BlockDriver implements Driver {
       const sectors = this.#unitBytes / SECTOR
       this.#bitmap.move(start, start + this.#blocks.bitmapBytes)
       this.#bitmap.copyOut(start + at, Math.ceil(sectors / 8), this.#bits, 0)
-      runs = decodeRuns(this.#bits, sectors)
+      runs = decodeRuns(this.#bits, sectors, BIT_ORDER)
       this.#runs.set(unit, generation, runs)
     }
     if (this.#differencing || !runs.first) return runs
@@ -207,7 +209,7 @@ export class BlockDriver implements Driver {
     const bitmap = this.#newBitmap
     if (this.#differencing) {
       bitmap.fill(0)
-      setBits(bitmap, (allocation.guest % blockSize) / SECTOR, allocation.length / SECTOR)
+      setBits(bitmap, (allocation.guest % blockSize) / SECTOR, allocation.length / SECTOR, BIT_ORDER)
     } else bitmap.fill(0xff)
     this.#file.storage.write(bitmap, 0, bitmapBytes, allocation.space)
     this.#context.metadata.wrote(this.#file.index)
@@ -244,7 +246,7 @@ export class BlockDriver implements Driver {
     const bytes = Math.ceil((first + count) / 8) - from
     this.#bitmap.move(space, space + bitmapBytes)
     this.#bitmap.copyOut(space + from, bytes, this.#bits, 0)
-    setBits(this.#bits, first - from * 8, count)
+    setBits(this.#bits, first - from * 8, count, BIT_ORDER)
     let set = false
     for (let i = 0; i < bytes; i++) {
       if (this.#bitmap.u8(space + from + i) === this.#bits[i]!) continue

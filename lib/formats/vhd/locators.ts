@@ -1,9 +1,10 @@
 /** Parent locators: the names under which a differencing disk's parent may be found, on Windows, the Mac, and here. */
 
-import { basename, dirname, isAbsolute, posix, relative, resolve } from 'node:path'
+import { basename, dirname, relative } from 'node:path'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { Place } from '../../util/struct.js'
+import { parentPlaces, toWindows } from '../parent-paths.js'
 import type { DynamicHeader, Locator } from './dynamic-header.js'
 
 /** A name of the parent as the image gives it. */
@@ -97,17 +98,6 @@ function checkLocator(locator: Locator, index: number, end: number, place: Place
   }
 }
 
-/** A path of Windows in our words: `C:\a\b.vhd` is `/a/b.vhd`. */
-function translate(name: string): string {
-  return name
-    .replace(/^\\\\\?\\/, '')
-    .replace(/^[A-Za-z]:/, '')
-    .replaceAll('\\', '/')
-}
-
-/** `//server/share/…` and the like: only the file's own name can mean something here. */
-const isNetworkPath = (path: string) => path.startsWith('//')
-
 const RELATIVE_FIRST = ['W2ru', 'Wi2r', 'name', 'MacX', 'W2ku', 'Wi2k']
 
 /**
@@ -116,17 +106,11 @@ const RELATIVE_FIRST = ['W2ru', 'Wi2r', 'name', 'MacX', 'W2ku', 'Wi2k']
  * @param child absolute path of the image that names it
  */
 export function parentCandidates(names: readonly ParentName[], child: string): string[] {
-  const folder = dirname(child)
-  const paths = [...names]
-    .sort((a, b) => RELATIVE_FIRST.indexOf(a.code) - RELATIVE_FIRST.indexOf(b.code))
-    .map(({ name }) => translate(name))
-  const relatives = paths.filter((path) => !isAbsolute(path)).map((path) => resolve(folder, path))
-  const beside = paths
-    .map((path) => posix.basename(path))
-    .filter((base) => base !== '' && base !== '.' && base !== '..')
-    .map((base) => resolve(folder, base))
-  const absolutes = paths.filter((path) => isAbsolute(path) && !isNetworkPath(path)).map((path) => resolve(path))
-  return [...new Set([...relatives, ...beside, ...absolutes])].filter((path) => path !== child && path !== folder)
+  const sorted = [...names].sort((a, b) => RELATIVE_FIRST.indexOf(a.code) - RELATIVE_FIRST.indexOf(b.code))
+  return parentPlaces(
+    sorted.map(({ name }) => name),
+    child,
+  )
 }
 
 /** The name that messages use: the most telling one. */
@@ -143,8 +127,6 @@ export interface NewLocator {
   readonly code: string
   readonly data: Uint8Array
 }
-
-const toWindows = (path: string) => path.replaceAll('/', '\\')
 
 /**
  * The locators and the name of a new child.

@@ -1,0 +1,22 @@
+/** VHDX, as the registry knows it. */
+
+import type { Format } from '../driver.js'
+import { createVhdx, VHDX_OPTIONS } from './create.js'
+import { BlockDriver } from './driver.js'
+import { vhdxFacts } from './facts.js'
+import type { VhdxLayout } from './layout.js'
+import { openVhdx, probeVhdx, VHDX } from './open.js'
+
+export const vhdx: Format<VhdxLayout> = {
+  name: VHDX,
+  aliases: [],
+  title: 'Virtual Hard Disk version 2 (Hyper-V)',
+  extensions: ['.vhdx', '.avhdx'],
+  backing: true,
+  createOptions: VHDX_OPTIONS,
+  probe: probeVhdx,
+  open: openVhdx,
+  attach: (layout, context) => new BlockDriver(layout, context),
+  create: createVhdx,
+  facts: vhdxFacts,
+}

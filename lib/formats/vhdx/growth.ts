@@ -1,0 +1,109 @@
+/**
+ * The end of a VHDX that grows, and the space that is free in front of it. The file is made longer in large steps, each
+ * with a barrier, so that every log entry can say a length that is durable.
+ */
+
+import { VdiskError } from '../../util/errors.js'
+import { randomGuid } from '../../util/guid.js'
+import type { LayerContext } from '../driver.js'
+import type { Journal } from './journal.js'
+import { MAX_STEP, roundUp, State, UNIT, type VhdxLayout } from './layout.js'
+import { scanTable } from './scan.js'
+
+export class Growth {
+  readonly #layout: VhdxLayout
+  readonly #context: LayerContext
+  readonly #journal: Journal
+
+  constructor(layout: VhdxLayout, context: LayerContext, journal: Journal) {
+    this.#layout = layout
+    this.#context = context
+    this.#journal = journal
+  }
+
+  get #storage() {
+    return this.#context.files[0]!.storage
+  }
+
+  /**
+   * Before anything is changed: looks through the table once, which shows blocks that lie over each other and the space
+   * that nothing uses; then says in the headers that the file and the disk are not what they were.
+   * @throws CORRUPT
+   */
+  begin(): void {
+    const { state, metadata, space, files } = this.#context
+    const storage = this.#storage
+    const limit = storage.size()
+    const { end, gaps } = scanTable(this.#layout, storage, limit)
+    this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: randomGuid() })
+    // A crash may have left data there that nothing refers to.
+    for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)
+    if (limit > end) storage.punch(end, limit - end)
+    metadata.wrote(files[0]!.index)
+    metadata.barrier()
+    metadata.exclusive(() => {
+      state[State.LIMIT] = limit
+      state[State.NEXT] = end
+    })
+  }
+
+  /** Takes room that reads as zeros: its offset, or -1 where the file must grow. Exclusive lock. */
+  take(length: number): number {
+    const { state, space } = this.#context
+    const freed = space!.take(length)
+    if (freed >= 0) return freed
+    const start = state[State.NEXT]!
+    if (start + length > state[State.LIMIT]!) return -1
+    state[State.NEXT] = start + length
+    return start
+  }
+
+  /** Makes room for at least one block behind the others. No lock, one thread at a time. */
+  extend(): void {
+    const { state, metadata, files } = this.#context
+    const [limit, next, step] = metadata.shared(
+      () => [state[State.LIMIT]!, state[State.NEXT]!, state[State.STEP]!] as const,
+    )
+    const { blockSize, payloadBlocks, chunkRatio } = this.#layout
+    // A block and the sector bitmap block that it may need; no more than all blocks of the disk.
+    const least = next + blockSize + UNIT
+    const most = next + payloadBlocks * blockSize + Math.ceil(payloadBlocks / chunkRatio) * UNIT
+    const target = this.#lengthen(Math.max(least, roundUp(Math.min(limit + step, most), UNIT)), least)
+    metadata.wrote(files[0]!.index)
+    metadata.barrier()
+    metadata.exclusive(() => {
+      state[State.LIMIT] = target
+      state[State.STEP] = Math.min(MAX_STEP, 2 * step)
+    })
+  }
+
+  /** Some file systems have a limit of their own. */
+  #lengthen(wanted: number, least: number): number {
+    try {
+      this.#storage.truncate(wanted)
+      return wanted
+    } catch (error) {
+      if (!(error instanceof VdiskError) || error.code !== 'NO_SPACE' || wanted <= least) throw error
+      this.#storage.truncate(least)
+      return least
+    }
+  }
+
+  /** Ends the file behind its last block. No other thread is at work; everything is committed, the log is empty. */
+  finish(): void {
+    const { state, space } = this.#context
+    if (state[State.CHANGED] === 0) return
+    const storage = this.#storage
+    let end = state[State.NEXT]!
+    for (let at = space!.takeEndingAt(end); at >= 0; at = space!.takeEndingAt(end)) end = at
+    if (storage.size() <= end) return
+    try {
+      storage.truncate(end)
+    } catch (error) {
+      // A block device keeps its size.
+      if (error instanceof VdiskError && error.code === 'UNSUPPORTED') return
+      throw error
+    }
+    storage.sync()
+  }
+}
