@@ -41,8 +41,27 @@ export interface MountTransport {
   unmount(mountpoint: string, how?: { readonly force?: boolean; readonly lazy?: boolean }): Promise<void>
 }
 
-const TRANSPORTS: Readonly<Record<string, () => Promise<{ readonly transport: MountTransport }>>> = {
-  kernel: () => import('./kernel.js'),
+/** What a transport can do, beside reading, writing and flushing; what it cannot, programs are told (EOPNOTSUPP). */
+export type Ability = 'fallocate' | 'seek' | 'workers'
+
+interface TransportEntry {
+  /** One line of help. */
+  readonly help: string
+  readonly abilities: readonly Ability[]
+  load(): Promise<{ readonly transport: MountTransport }>
+}
+
+export const TRANSPORTS: Readonly<Record<string, TransportEntry>> = {
+  kernel: {
+    help: 'FUSE spoken with the kernel directly, by several threads',
+    abilities: ['fallocate', 'seek', 'workers'],
+    load: () => import('./kernel.js'),
+  },
+  'fuse-native': {
+    help: 'through libfuse 2 and the npm package fuse-native, by one thread; no discard, no holes',
+    abilities: [],
+    load: () => import('./fuse-native.js'),
+  },
 }
 
 export const TRANSPORT_NAMES: readonly string[] = Object.keys(TRANSPORTS)
@@ -50,7 +69,7 @@ export const DEFAULT_TRANSPORT = 'kernel'
 
 /** @throws USAGE */
 export async function findTransport(name: string): Promise<MountTransport> {
-  const load = Object.hasOwn(TRANSPORTS, name) ? TRANSPORTS[name] : undefined
-  if (!load) throw new VdiskError('USAGE', `no transport is called ${name}; there is: ${TRANSPORT_NAMES.join(', ')}`)
-  return (await load()).transport
+  const entry = Object.hasOwn(TRANSPORTS, name) ? TRANSPORTS[name] : undefined
+  if (!entry) throw new VdiskError('USAGE', `no transport is called ${name}; there is: ${TRANSPORT_NAMES.join(', ')}`)
+  return (await entry.load()).transport
 }

@@ -1,0 +1,23 @@
+/** A mount over fuse-native: libfuse takes the requests, and the main thread answers them one by one. */
+
+import { mount } from '../transports/fuse-native/mounting.js'
+import { unmountWhileServing } from '../transports/unmount.js'
+import type { MountTransport, ServeRequest, Serving } from './transports.js'
+import { ImageTree } from './tree.js'
+
+function serve({ image, mountpoint, options, tree }: ServeRequest): Promise<Serving> {
+  return mount({
+    mountpoint,
+    source: image.path,
+    readOnly: options.readOnly,
+    allowOther: options.allowOther,
+    systemOptions: options.systemOptions,
+    tree: new ImageTree(image, tree),
+  })
+}
+
+export const transport: MountTransport = {
+  threads: () => 1,
+  serve,
+  unmount: unmountWhileServing,
+}

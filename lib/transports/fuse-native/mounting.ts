@@ -1,0 +1,126 @@
+/**
+ * Mounting through libfuse, and knowing when that has ended. The package tells nobody: so the descriptor of the device
+ * is looked up among this process's, and a second one of it shows when the connection is over.
+ */
+
+import { closeSync, readdirSync, readlinkSync, statSync } from 'node:fs'
+import { dirname } from 'node:path'
+import { awaitEnd, duplicate } from '../../native/descriptors.js'
+import { VdiskError } from '../../util/errors.js'
+import { SUBTYPE, setReadAhead } from '../mounted.js'
+import { joinOptions } from '../options.js'
+import type { FileTree } from '../transport.js'
+import { type Fuse, loadLibrary } from './library.js'
+import { serveTree } from './operations.js'
+
+export interface NativeMountOptions {
+  /** Absolute path of a folder, without symbolic links. */
+  readonly mountpoint: string
+  /** What /proc/mounts shows as the device: the image. */
+  readonly source: string
+  readonly readOnly: boolean
+  readonly allowOther: boolean
+  /** What else mount(8) is told: the words of `SYSTEM_OPTIONS`. */
+  readonly systemOptions?: readonly string[] | undefined
+  readonly tree: FileTree
+}
+
+/** A file system that is being served by this thread, from its event loop. */
+export interface NativeMount {
+  /** Resolves when it has ended; no operation reaches the tree after that. */
+  readonly ended: Promise<void>
+}
+
+/** The most that libfuse 2 takes in one request: 32 pages. */
+const MAX_TRANSFER = 128 * 1024
+/** libfuse makes a thread for each request under way, and they are served one by one all the same. */
+const MAX_BACKGROUND = 8
+/** Names never change while mounted; sizes neither, but the space that the image takes does. */
+const NAME_VALID_SECONDS = 3600
+const ATTRIBUTES_VALID_SECONDS = 1
+/** The addon has room for so many bytes of a path, and as many of options. */
+const MOST_BYTES = 1023
+
+function optionString(options: NativeMountOptions): string {
+  const words = [
+    options.readOnly ? 'ro' : 'rw',
+    'nosuid',
+    'nodev',
+    ...(options.systemOptions ?? []),
+    'default_permissions',
+    ...(options.allowOther ? ['allow_other'] : []),
+    'big_writes',
+    `max_read=${MAX_TRANSFER}`,
+    `max_write=${MAX_TRANSFER}`,
+    `max_background=${MAX_BACKGROUND}`,
+    'kernel_cache',
+    'use_ino',
+    `entry_timeout=${NAME_VALID_SECONDS}`,
+    `attr_timeout=${ATTRIBUTES_VALID_SECONDS}`,
+    `subtype=${SUBTYPE}`,
+  ]
+  const text = `-o${joinOptions(words)}`
+  const named = (source: string) => `${text},${joinOptions([`fsname=${source}`])}`
+  // A longer name is told by its end: it is for people.
+  let { source } = options
+  while (Buffer.byteLength(named(source)) > MOST_BYTES) source = source.slice(1)
+  return named(source)
+}
+
+/** Mounts and serves. @throws VdiskError; nothing is mounted then. */
+export async function mount(options: NativeMountOptions): Promise<NativeMount> {
+  const library = loadLibrary()
+  const { mountpoint, tree } = options
+  refuseMountpoint(mountpoint)
+  const { operations, stop } = serveTree(tree)
+  const before = new Set(connections())
+  const fuse = new library(mountpoint, operations, { timeout: false })
+  fuse._fuseOptions = () => optionString(options)
+  await begin(fuse, mountpoint)
+  const fd = connections().find((connection) => !before.has(connection))
+  setReadAhead(mountpoint)
+  return { ended: whenEnded(fd === undefined ? undefined : duplicate(fd), fuse, stop) }
+}
+
+/** What the addon would cut off, or refuse in its own words. */
+function refuseMountpoint(mountpoint: string): void {
+  if (Buffer.byteLength(mountpoint) > MOST_BYTES)
+    throw new VdiskError('UNSUPPORTED', `${mountpoint}: longer than fuse-native can mount on (${MOST_BYTES} bytes)`)
+  if (statSync(mountpoint).dev !== statSync(dirname(mountpoint)).dev)
+    throw new VdiskError('UNSUPPORTED', `${mountpoint} is a mount point already, on which fuse-native cannot mount`)
+}
+
+function begin(fuse: Fuse, mountpoint: string): Promise<void> {
+  return new Promise((resolve, reject) => {
+    fuse.mount((error) => {
+      if (!error) return resolve()
+      // libfuse has written why to standard error itself.
+      reject(new VdiskError('IO', `libfuse could not mount on ${mountpoint}`, { cause: error }))
+    })
+  })
+}
+
+async function whenEnded(fd: number | undefined, fuse: Fuse, stop: () => void): Promise<void> {
+  if (fd !== undefined) {
+    await awaitEnd(fd)
+    closeSync(fd)
+  }
+  stop()
+  // Lets the event loop end; nothing is unmounted any more.
+  await new Promise<void>((resolve) => fuse.unmount(() => resolve()))
+}
+
+/** The descriptors of this process that are connections to FUSE. */
+function connections(): number[] {
+  return readdirSync('/proc/self/fd')
+    .filter((fd) => isDevice(`/proc/self/fd/${fd}`))
+    .map(Number)
+}
+
+function isDevice(link: string): boolean {
+  try {
+    return readlinkSync(link) === '/dev/fuse'
+  } catch {
+    return false
+  }
+}
