@@ -30,7 +30,12 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'the format of the image, not detected',
     on: ['info', 'map', 'check', 'bitmap', 'resize'],
   },
-  { name: 'transport', value: 'NAME', help: 'how the files are shown: kernel (the default)', on: ['mount'] },
+  {
+    name: 'transport',
+    value: 'NAME',
+    help: 'how the files are shown: kernel, fuse-native, or the first that works (auto)',
+    on: ['mount'],
+  },
   {
     name: 'options',
     short: 'o',

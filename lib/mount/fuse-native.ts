@@ -1,5 +1,6 @@
 /** A mount over fuse-native: libfuse takes the requests, and the main thread answers them one by one. */
 
+import { loadLibrary } from '../transports/fuse-native/library.js'
 import { mount } from '../transports/fuse-native/mounting.js'
 import { unmountWhileServing } from '../transports/unmount.js'
 import type { MountTransport, ServeRequest, Serving } from './transports.js'
@@ -15,6 +16,9 @@ function serve({ image, mountpoint, options, tree }: ServeRequest): Promise<Serv
     tree: new ImageTree(image, tree),
   })
 }
+
+// Whoever asks for this transport learns at once where it cannot be used.
+loadLibrary()
 
 export const transport: MountTransport = {
   threads: () => 1,

@@ -60,7 +60,9 @@ export class LiveMount {
       this.#unlisten()
       throw error
     }
-    this.#entry = { ...this.#entry, phase: 'mounted' }
+    const { notice, transport = options.transport } = this.#serving
+    if (notice) this.#listener.warning(notice)
+    this.#entry = { ...this.#entry, phase: 'mounted', options: { ...options, transport } }
   }
 
   /**

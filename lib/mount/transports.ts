@@ -5,8 +5,11 @@
 
 import type { Image } from '../image/image.js'
 import { VdiskError } from '../util/errors.js'
+import { makeTrace } from '../util/trace.js'
 import type { MountOptions } from './registry.js'
 import type { TreeSettings } from './tree.js'
+
+const trace = makeTrace('mount')
 
 export interface ServeRequest {
   /** Of the calling thread. */
@@ -25,6 +28,10 @@ export interface Serving {
    * ended for another reason than being unmounted.
    */
   readonly ended: Promise<void>
+  /** The name of the transport, where another one was chosen than was asked for. */
+  readonly transport?: string | undefined
+  /** What the user should know. */
+  readonly notice?: string | undefined
 }
 
 export interface MountTransport {
@@ -44,7 +51,7 @@ export interface MountTransport {
 /** What a transport can do, beside reading, writing and flushing; what it cannot, programs are told (EOPNOTSUPP). */
 export type Ability = 'fallocate' | 'seek' | 'workers'
 
-interface TransportEntry {
+export interface TransportEntry {
   /** One line of help. */
   readonly help: string
   readonly abilities: readonly Ability[]
@@ -65,11 +72,44 @@ export const TRANSPORTS: Readonly<Record<string, TransportEntry>> = {
 }
 
 export const TRANSPORT_NAMES: readonly string[] = Object.keys(TRANSPORTS)
-export const DEFAULT_TRANSPORT = 'kernel'
+/** The first of the table that works here. */
+export const DEFAULT_TRANSPORT = 'auto'
 
-/** @throws USAGE */
+/** The transport of a name, or `auto`. @throws USAGE; UNSUPPORTED where it cannot be used here, saying why */
 export async function findTransport(name: string): Promise<MountTransport> {
+  if (name === DEFAULT_TRANSPORT) return firstOf(TRANSPORTS)
   const entry = Object.hasOwn(TRANSPORTS, name) ? TRANSPORTS[name] : undefined
   if (!entry) throw new VdiskError('USAGE', `no transport is called ${name}; there is: ${TRANSPORT_NAMES.join(', ')}`)
   return (await entry.load()).transport
+}
+
+/**
+ * A transport that mounts by the first of some; by the next one where that cannot work on this machine (UNSUPPORTED).
+ * Where none can, the first one's reason is thrown.
+ */
+export async function firstOf(table: Readonly<Record<string, TransportEntry>>): Promise<MountTransport> {
+  const [[first, entry], ...others] = Object.entries(table) as [[string, TransportEntry], ...[string, TransportEntry][]]
+  let { transport } = await entry.load()
+  return {
+    threads: (options) => transport.threads(options),
+    unmount: (mountpoint, how) => transport.unmount(mountpoint, how),
+    async serve(request) {
+      try {
+        return { ...(await transport.serve(request)), transport: first }
+      } catch (error) {
+        if (!(error instanceof VdiskError) || error.code !== 'UNSUPPORTED') throw error
+        for (const [name, other] of others) {
+          try {
+            const candidate = (await other.load()).transport
+            const serving = await candidate.serve(request)
+            transport = candidate
+            return { ...serving, transport: name, notice: `mounted through ${name}, as ${error.message}` }
+          } catch (why) {
+            trace('%s cannot be used either: %O', name, why)
+          }
+        }
+        throw error
+      }
+    },
+  }
 }

@@ -15,6 +15,13 @@ export function duplicate(fd: number): number {
   return fcntlNumber(fd, F_DUPFD_CLOEXEC, 0)
 }
 
+const dup3 = declareLibc<[from: number, to: number, flags: number]>('int dup3(int from, int to, int flags)')
+
+/** Makes `to` another descriptor of what `from` is; what it was before is closed. Programs that are started get it. */
+export function redirect(to: number, from: number): void {
+  dup3(from, to, 0)
+}
+
 // struct pollfd
 const POLLFD_BYTES = 8
 const POLLFD_REVENTS = 6

@@ -29,7 +29,10 @@ export async function run(args: Arguments, io: Io): Promise<number> {
       readOnly: given.readOnly || given.value('snapshot') !== undefined,
       snapshot: given.value('snapshot'),
       format: given.value('format'),
-      transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, TRANSPORT_NAMES),
+      transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, [
+        ...TRANSPORT_NAMES,
+        DEFAULT_TRANSPORT,
+      ]),
       backingDirs: given.values('backing-dir').map((dir) => resolve(dir)),
       workers: workers === undefined ? undefined : parseCount('workers', workers, 1, MOST_WORKERS),
       cacheSize: cacheSize === undefined ? undefined : atLeast('cache-size', cacheSize, LEAST_CACHE),

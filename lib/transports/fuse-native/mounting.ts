@@ -3,10 +3,12 @@
  * is looked up among this process's, and a second one of it shows when the connection is over.
  */
 
-import { closeSync, readdirSync, readlinkSync, statSync } from 'node:fs'
+import { closeSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
 import { dirname } from 'node:path'
-import { awaitEnd, duplicate } from '../../native/descriptors.js'
+import { awaitEnd, duplicate, redirect } from '../../native/descriptors.js'
+import { makePipe } from '../../native/pipes.js'
 import { VdiskError } from '../../util/errors.js'
+import { refusal } from '../fusermount.js'
 import { SUBTYPE, setReadAhead } from '../mounted.js'
 import { joinOptions } from '../options.js'
 import type { FileTree } from '../transport.js'
@@ -49,6 +51,8 @@ function optionString(options: NativeMountOptions): string {
     ...(options.systemOptions ?? []),
     'default_permissions',
     ...(options.allowOther ? ['allow_other'] : []),
+    // The folder may hold something, as that of any other mount.
+    'nonempty',
     'big_writes',
     `max_read=${MAX_TRANSFER}`,
     `max_write=${MAX_TRANSFER}`,
@@ -90,14 +94,29 @@ function refuseMountpoint(mountpoint: string): void {
     throw new VdiskError('UNSUPPORTED', `${mountpoint} is a mount point already, on which fuse-native cannot mount`)
 }
 
-function begin(fuse: Fuse, mountpoint: string): Promise<void> {
-  return new Promise((resolve, reject) => {
-    fuse.mount((error) => {
-      if (!error) return resolve()
-      // libfuse has written why to standard error itself.
-      reject(new VdiskError('IO', `libfuse could not mount on ${mountpoint}`, { cause: error }))
-    })
-  })
+async function begin(fuse: Fuse, mountpoint: string): Promise<void> {
+  const said = catchStderr()
+  const error = await new Promise<Error | null | undefined>((resolve) => fuse.mount(resolve))
+  const words = said()
+  if (error) throw refusal(mountpoint, words, error)
+  process.stderr.write(words)
+}
+
+const STDERR = 2
+
+/** From now on, what is written to standard error is kept. @returns a function that ends that and tells it */
+function catchStderr(): () => string {
+  const kept = duplicate(STDERR)
+  const { reader, writer } = makePipe()
+  redirect(STDERR, writer)
+  closeSync(writer)
+  return () => {
+    redirect(STDERR, kept)
+    closeSync(kept)
+    const words = readFileSync(reader, 'utf8')
+    closeSync(reader)
+    return words
+  }
 }
 
 async function whenEnded(fd: number | undefined, fuse: Fuse, stop: () => void): Promise<void> {

@@ -7,7 +7,7 @@ import { spawnSync } from 'node:child_process'
 import { closeSync } from 'node:fs'
 import { makeSocketPair, receiveDescriptor } from '../../native/descriptors.js'
 import { VdiskError } from '../../util/errors.js'
-import { fusermount, NO_FUSERMOUNT } from '../fusermount.js'
+import { fusermount, NO_FUSERMOUNT, refusal } from '../fusermount.js'
 import { SUBTYPE } from '../mounted.js'
 import { joinOptions } from '../options.js'
 import { begin, type KernelMount, type KernelMountOptions, mountAsRoot } from './mounting.js'
@@ -71,30 +71,4 @@ function userOptions({ source, readOnly, allowOther, systemOptions = [] }: Kerne
   ]
   if (allowOther) options.push('allow_other')
   return joinOptions([...options, `fsname=${source}`])
-}
-
-const FUSE_CONF = '/etc/fuse.conf'
-
-/** What fusermount3 said, and what can be done about it. */
-export function refusal(mountpoint: string, said: string, cause?: unknown): VdiskError {
-  const words =
-    said
-      .trim()
-      .split('\n')
-      .at(-1)
-      ?.replace(/^fusermount3?: /, '') || 'fusermount3 did not say why'
-  const fail = (code: ConstructorParameters<typeof VdiskError>[0], advice: string) =>
-    new VdiskError(code, `cannot mount on ${mountpoint}: ${advice}`, { cause })
-  if (/user_allow_other/.test(words))
-    return fail('ACCESS', `--allow-other needs a line user_allow_other in ${FUSE_CONF}, which only root can add`)
-  if (/no write access|not owned by user|bad mount point/.test(words))
-    return fail('ACCESS', `${words} (an ordinary user mounts on folders of his own only)`)
-  if (/\/dev\/fuse|device not found/.test(words)) return fail('ACCESS', `${words} (is the kernel module fuse loaded?)`)
-  if (/too many FUSE filesystems/.test(words)) return fail('ACCESS', `${words} (mount_max in ${FUSE_CONF})`)
-  if (/Operation not permitted/.test(words))
-    return fail(
-      'ACCESS',
-      `${words} (is ${fusermount() ?? 'fusermount3'} setuid root? in a container it needs SYS_ADMIN)`,
-    )
-  return fail('IO', words)
 }
