@@ -37,6 +37,7 @@ export async function run(args: Arguments, io: Io): Promise<number> {
       workers: workers === undefined ? undefined : parseCount('workers', workers, 1, MOST_WORKERS),
       cacheSize: cacheSize === undefined ? undefined : atLeast('cache-size', cacheSize, LEAST_CACHE),
       allowOther: given.allowOther,
+      systemOptions: given.systemOptions,
       uid: parseCount('uid', given.value('uid') ?? String(process.getuid!()), 0),
       gid: parseCount('gid', given.value('gid') ?? String(process.getgid!()), 0),
       umask: parseUmask(given.value('umask') ?? '077'),
@@ -73,6 +74,7 @@ export function details(): string {
     ['ro, rw', 'read-only or not'],
     ['allow_other', 'as --allow-other'],
     ['NAME=VALUE', `as the options of these names: ${VALUE_OPTIONS.join(', ')}`],
+    ['noexec, sync, dirsync', 'as mount(8) has them; exec and async take them back'],
     ['others', `${IGNORED_OPTIONS.join(', ')} and x-… have no effect`],
   ])}`
 }
