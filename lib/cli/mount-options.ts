@@ -24,6 +24,9 @@ export const IGNORED_OPTIONS: readonly string[] = [
   '_netdev',
   'nosuid',
   'nodev',
+  // mount.fuse3 adds these two wherever their opposites are not asked for; they have no effect here.
+  'suid',
+  'dev',
   'noatime',
   'nodiratime',
   'relatime',
@@ -49,8 +52,6 @@ const OPPOSITES: Readonly<Record<string, readonly string[]>> = {
 
 /** Words that mean something to mount(8) or libfuse that cannot be had here → why not. */
 const REFUSED: Readonly<Record<string, string>> = {
-  suid: 'set-user-id programs are never run from a mount',
-  dev: 'a mount shows no devices',
   remount: 'it cannot be changed while mounted: umount it first',
   bind: 'it is no option of a file system',
   allow_root: 'allow_other lets root in too',

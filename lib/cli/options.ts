@@ -16,7 +16,17 @@ export interface OptionSpec {
   readonly on: readonly CommandName[]
 }
 
-export type CommandName = 'mount' | 'umount' | 'list' | 'info' | 'map' | 'create' | 'check' | 'bitmap' | 'resize'
+export type CommandName =
+  | 'mount'
+  | 'umount'
+  | 'list'
+  | 'info'
+  | 'map'
+  | 'create'
+  | 'check'
+  | 'bitmap'
+  | 'resize'
+  | 'completion'
 
 export const OPTIONS: readonly OptionSpec[] = [
   { name: 'read-only', short: 'r', help: 'show the image read-only; it is opened read-only too', on: ['mount'] },
@@ -32,8 +42,8 @@ export const OPTIONS: readonly OptionSpec[] = [
   },
   {
     name: 'transport',
-    value: 'NAME',
-    help: 'how the files are shown: kernel, fuse-native, or the first that works (auto)',
+    value: 'kernel|fuse-native|auto',
+    help: 'how the files are shown (auto: by the first that works)',
     on: ['mount'],
   },
   {
@@ -86,7 +96,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     name: 'help',
     short: 'h',
     help: 'this text',
-    on: ['mount', 'umount', 'list', 'info', 'map', 'create', 'check', 'bitmap', 'resize'],
+    on: ['mount', 'umount', 'list', 'info', 'map', 'create', 'check', 'bitmap', 'resize', 'completion'],
   },
 ]
 

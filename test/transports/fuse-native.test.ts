@@ -149,10 +149,16 @@ t.test('after the end nothing reaches the tree', async (t) => {
   const { ask, open, stop, tree } = setUp()
   const handle = open(O_RDWR)
   stop()
-  tree.read = tree.write = tree.flush = () => t.fail('reached')
+  tree.read =
+    tree.write =
+    tree.flush =
+      () => {
+        throw new Error('reached')
+      }
   t.same(ask('read', RAW, handle, Buffer.alloc(1), 1, 0), [-EIO])
   t.same(ask('write', RAW, handle, Buffer.alloc(1), 1, 0), [-EIO])
   t.same(ask('fsync', RAW, 0, handle), [-EIO])
+  t.same(ask('flush', RAW, handle), [-EIO])
   t.same(ask('getattr', RAW), [-EIO])
 })
 
