@@ -7,6 +7,8 @@ import type { CommandName } from './options.js'
 export interface Positional {
   readonly name: string
   readonly optional?: boolean
+  /** All that it can be, where these are few words. */
+  readonly choices?: readonly string[]
   readonly help: string
 }
 
@@ -100,7 +102,11 @@ export const COMMANDS: readonly Command[] = [
     name: 'bitmap',
     summary: 'dirty bitmaps: what was changed since a backup',
     positionals: [
-      { name: 'ACTION', help: 'list, extents, add, clear, remove' },
+      {
+        name: 'ACTION',
+        choices: ['list', 'extents', 'add', 'clear', 'remove'],
+        help: 'list, extents, add, clear, remove',
+      },
       IMAGE,
       { name: 'NAME', optional: true, help: 'the bitmap; list needs none, add may choose one' },
     ],
@@ -113,5 +119,12 @@ export const COMMANDS: readonly Command[] = [
     positionals: [IMAGE, { name: 'SIZE', help: 'the new size, or the change with a sign: +10G, -512M' }],
     examples: ['resize disk.hds 200G', 'resize disk.hds +37M', 'resize --shrink disk.hds -1G'],
     load: () => import('./commands/resize.js'),
+  },
+  {
+    name: 'completion',
+    summary: 'the completion script for a shell',
+    positionals: [{ name: 'SHELL', choices: ['bash', 'zsh', 'fish'], help: 'bash, zsh or fish' }],
+    examples: ['completion bash', 'completion zsh'],
+    load: () => import('./commands/completion.js'),
   },
 ]

@@ -54,6 +54,8 @@ async function dispatch(argv: readonly string[], io: Io): Promise<number> {
     io.out(programHelp(io.columns))
     return Exit.DONE
   }
+  // mount.fuse3(8) runs a file system's program so: IMAGE MOUNTPOINT -o OPTIONS.
+  if (name?.startsWith('/')) return dispatch(['mount', ...argv], io)
   const command = findCommand(name === 'help' ? words[0] : name)
   const module = await command.load()
   const args = name === 'help' ? undefined : parseArguments(command, words)

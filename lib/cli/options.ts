@@ -28,6 +28,7 @@ export type CommandName =
   | 'check'
   | 'bitmap'
   | 'resize'
+  | 'completion'
 
 const MOUNTING: readonly CommandName[] = ['mount', 'attach']
 
@@ -43,7 +44,12 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'the format of the image, not detected',
     on: ['info', 'map', 'check', 'bitmap', 'resize'],
   },
-  { name: 'transport', value: 'NAME', help: 'how the files are shown: kernel (the default)', on: MOUNTING },
+  {
+    name: 'transport',
+    value: 'kernel|fuse-native|auto',
+    help: 'how the files are shown (auto: by the first that works)',
+    on: MOUNTING,
+  },
   {
     name: 'options',
     short: 'o',
@@ -96,7 +102,20 @@ export const OPTIONS: readonly OptionSpec[] = [
     name: 'help',
     short: 'h',
     help: 'this text',
-    on: ['mount', 'umount', 'attach', 'detach', 'list', 'info', 'map', 'create', 'check', 'bitmap', 'resize'],
+    on: [
+      'mount',
+      'umount',
+      'attach',
+      'detach',
+      'list',
+      'info',
+      'map',
+      'create',
+      'check',
+      'bitmap',
+      'resize',
+      'completion',
+    ],
   },
 ]
 

@@ -1,9 +1,11 @@
 /** A mount over the kernel transport: the device mounted, and a pool of worker threads over the image. */
 
 import { closeSync } from 'node:fs'
-import { type KernelMount, mountAsRoot, unmount } from '../transports/kernel/mounting.js'
+import type { KernelMount } from '../transports/kernel/mounting.js'
 import type { CachePolicy } from '../transports/kernel/opens.js'
 import { WorkerPool } from '../transports/kernel/pool.js'
+import { mount as mountKernel } from '../transports/kernel/user-mounting.js'
+import { unmount } from '../transports/unmount.js'
 import type { MountOptions } from './registry.js'
 import type { MountTransport, ServeRequest, Serving } from './transports.js'
 import type { WorkerSetup } from './worker.js'
@@ -16,11 +18,12 @@ const ENTRY = new URL('./worker.js', import.meta.url)
 
 async function serve(request: ServeRequest): Promise<Serving> {
   const { image, mountpoint, options } = request
-  const mount = mountAsRoot({
+  const mount = mountKernel({
     mountpoint,
     source: image.path,
     readOnly: options.readOnly,
     allowOther: options.allowOther,
+    systemOptions: options.systemOptions,
   })
   const pool = startPool(mount, request)
   const ended = pool.ended

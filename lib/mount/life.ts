@@ -72,7 +72,9 @@ export class LiveMount {
       })
       const loop = await this.#attach(serving)
       this.#serving = serving
-      this.#entry = { ...this.#entry, loop, phase: 'mounted' }
+      const { notice, transport = options.transport } = serving
+      if (notice) this.#listener.warning(notice)
+      this.#entry = { ...this.#entry, loop, phase: 'mounted', options: { ...options, transport } }
     } catch (error) {
       this.#unlisten()
       throw error

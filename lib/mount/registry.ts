@@ -35,6 +35,8 @@ export interface MountOptions {
   /** Bytes. */
   readonly cacheSize?: number | undefined
   readonly allowOther: boolean
+  /** Words for the kernel: `SYSTEM_OPTIONS`. */
+  readonly systemOptions?: readonly string[] | undefined
   readonly uid: number
   readonly gid: number
   readonly umask: number

@@ -6,8 +6,11 @@
 import type { Image } from '../image/image.js'
 import type { RequestSummary } from '../transports/statistics.js'
 import { VdiskError } from '../util/errors.js'
+import { makeTrace } from '../util/trace.js'
 import type { MountOptions } from './registry.js'
 import type { TreeSettings } from './tree.js'
+
+const trace = makeTrace('mount')
 
 export interface ServeRequest {
   /** Of the calling thread. */
@@ -28,6 +31,10 @@ export interface Serving {
   readonly ended: Promise<void>
   /** What was asked so far, and how many threads serve now. */
   requests(): { readonly workers: number; readonly requests: readonly RequestSummary[] }
+  /** The name of the transport, where another one was chosen than was asked for. */
+  readonly transport?: string | undefined
+  /** What the user should know. */
+  readonly notice?: string | undefined
 }
 
 export interface MountTransport {
@@ -44,16 +51,68 @@ export interface MountTransport {
   unmount(mountpoint: string, how?: { readonly force?: boolean; readonly lazy?: boolean }): Promise<void>
 }
 
-const TRANSPORTS: Readonly<Record<string, () => Promise<{ readonly transport: MountTransport }>>> = {
-  kernel: () => import('./kernel.js'),
+/** What a transport can do, beside reading, writing and flushing; what it cannot, programs are told (EOPNOTSUPP). */
+export type Ability = 'fallocate' | 'seek' | 'workers'
+
+export interface TransportEntry {
+  /** One line of help. */
+  readonly help: string
+  readonly abilities: readonly Ability[]
+  load(): Promise<{ readonly transport: MountTransport }>
+}
+
+export const TRANSPORTS: Readonly<Record<string, TransportEntry>> = {
+  kernel: {
+    help: 'FUSE spoken with the kernel directly, by several threads',
+    abilities: ['fallocate', 'seek', 'workers'],
+    load: () => import('./kernel.js'),
+  },
+  'fuse-native': {
+    help: 'through libfuse 2 and the npm package fuse-native, by one thread; no discard, no holes',
+    abilities: [],
+    load: () => import('./fuse-native.js'),
+  },
 }
 
 export const TRANSPORT_NAMES: readonly string[] = Object.keys(TRANSPORTS)
-export const DEFAULT_TRANSPORT = 'kernel'
+/** The first of the table that works here. */
+export const DEFAULT_TRANSPORT = 'auto'
 
-/** @throws USAGE */
+/** The transport of a name, or `auto`. @throws USAGE; UNSUPPORTED where it cannot be used here, saying why */
 export async function findTransport(name: string): Promise<MountTransport> {
-  const load = Object.hasOwn(TRANSPORTS, name) ? TRANSPORTS[name] : undefined
-  if (!load) throw new VdiskError('USAGE', `no transport is called ${name}; there is: ${TRANSPORT_NAMES.join(', ')}`)
-  return (await load()).transport
+  if (name === DEFAULT_TRANSPORT) return firstOf(TRANSPORTS)
+  const entry = Object.hasOwn(TRANSPORTS, name) ? TRANSPORTS[name] : undefined
+  if (!entry) throw new VdiskError('USAGE', `no transport is called ${name}; there is: ${TRANSPORT_NAMES.join(', ')}`)
+  return (await entry.load()).transport
+}
+
+/**
+ * A transport that mounts by the first of some; by the next one where that cannot work on this machine (UNSUPPORTED).
+ * Where none can, the first one's reason is thrown.
+ */
+export async function firstOf(table: Readonly<Record<string, TransportEntry>>): Promise<MountTransport> {
+  const [[first, entry], ...others] = Object.entries(table) as [[string, TransportEntry], ...[string, TransportEntry][]]
+  let { transport } = await entry.load()
+  return {
+    threads: (options) => transport.threads(options),
+    unmount: (mountpoint, how) => transport.unmount(mountpoint, how),
+    async serve(request) {
+      try {
+        return { ...(await transport.serve(request)), transport: first }
+      } catch (error) {
+        if (!(error instanceof VdiskError) || error.code !== 'UNSUPPORTED') throw error
+        for (const [name, other] of others) {
+          try {
+            const candidate = (await other.load()).transport
+            const serving = await candidate.serve(request)
+            transport = candidate
+            return { ...serving, transport: name, notice: `mounted through ${name}, as ${error.message}` }
+          } catch (why) {
+            trace('%s cannot be used either: %O', name, why)
+          }
+        }
+        throw error
+      }
+    },
+  }
 }

@@ -62,6 +62,26 @@ export function declareLibc<Arguments extends NativeArgument[]>(prototype: strin
   }
 }
 
+/**
+ * As `declareLibc`, for a function that may wait for long: it runs in one of libuv's threads, and this one goes on.
+ * What it failed with is not told; the result is given as it is. Buffers are kept until it has returned.
+ */
+export function declareLibcAsync<Arguments extends NativeArgument[]>(
+  prototype: string,
+): (...args: Arguments) => Promise<number> {
+  let call: ReturnType<Library['func']> | undefined
+  return (...args) => {
+    call ??= bind(prototype)
+    const { async: start } = call
+    return new Promise((resolve, reject) => {
+      start(...args, (error: Error | null, result: number | bigint) => {
+        if (error) reject(error)
+        else resolve(Number(result))
+      })
+    })
+  }
+}
+
 /** Where a buffer is, for C structs that hold pointers. It must be kept as long as C uses that. */
 export function addressOf(buffer: ArrayBufferView): bigint {
   return loadKoffi().address(buffer)
@@ -72,7 +92,7 @@ function loadKoffi(): Koffi {
   return koffi
 }
 
-function bind(prototype: string): (...args: NativeArgument[]) => number | bigint {
+function bind(prototype: string): ReturnType<Library['func']> {
   const koffi = loadKoffi()
   // The program itself: its libc, whatever its file is called (glibc, musl).
   library ??= koffi.load(null)

@@ -3,7 +3,7 @@
 import { declareLibc } from './libc.js'
 
 /** MS_ */
-export const MountFlag = { RDONLY: 1, NOSUID: 2, NODEV: 4 } as const
+export const MountFlag = { RDONLY: 1, NOSUID: 2, NODEV: 4, NOEXEC: 8, SYNCHRONOUS: 16, DIRSYNC: 128 } as const
 /** MNT_ and UMOUNT_ */
 export const UnmountFlag = { FORCE: 1, DETACH: 2, NOFOLLOW: 8 } as const
 

@@ -33,7 +33,9 @@ async function hammer(t: Test, storage: Storage): Promise<void> {
   const { metadata } = crew
   const seed = 77
   const workers = [1, 2, 3, 4].map((thread) => crew.run('transfers', thread, { seed: seed + thread, steps: 20_000 }))
-  t.same(await Promise.all(workers), [0, 0, 0, 0], `seed ${seed}`)
+  const codes = await Promise.all(workers)
+  // What a dead one held, nobody could have: to go on would be to wait for ever.
+  if (codes.some((code) => code !== 0)) throw new Error(`seed ${seed}: workers ended with ${codes}`)
   t.equal(crew.word('WRONG'), 0, 'no reader saw half a change')
   const counts = metadata.counts()
   t.ok(counts.evictions > 1000, `the cache is too small for the table (${counts.evictions} evictions)`)

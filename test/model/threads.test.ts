@@ -30,7 +30,8 @@ async function work(t: Test, variant: Variant, job: WorkerSetting['job'], steps:
   const progress = new SharedArrayBuffer(4 * THREADS)
   const common = { handle: image.handle(), threads: THREADS, job, seed: SEED, steps, model: model.buffer, progress }
   const codes = await Promise.all([1, 2, 3, 4].map((thread) => run(t, { ...common, thread })))
-  t.same(codes, [0, 0, 0, 0], `seed ${SEED}`)
+  // What a dead one held, nobody could have: to go on would be to wait for ever.
+  if (codes.some((code) => code !== 0)) throw new Error(`seed ${SEED}: workers ended with ${codes}`)
   const before = new Uint8Array(image.size)
   image.read(before, 0, image.size, 0)
   image.close()
@@ -45,7 +46,7 @@ for (const small of variants) {
   const variant = enlarge(small, SIZE)
 
   t.test(`four threads, each with its own part of ${variant.name}`, async (t) => {
-    const { folder, path, model, before, after } = await work(t, variant, 'own', 400)
+    const { folder, path, model, before, after } = await work(t, variant, 'own', 300)
     t.equal(Buffer.compare(before, model), 0, 'all of it at the end')
     t.equal(Buffer.compare(after, model), 0, 'all of it when it was opened again')
     if (!variant.qemu) return
@@ -58,7 +59,7 @@ for (const small of variants) {
   })
 
   t.test(`four threads that share all of ${variant.name}`, async (t) => {
-    const { before, after, progress } = await work(t, variant, 'shared', 400)
+    const { before, after, progress } = await work(t, variant, 'shared', 300)
     t.equal(Buffer.compare(before, after), 0, 'the same when it was opened again')
     const words = new Int32Array(after.buffer)
     const perSector = SECTOR / 4

@@ -12,11 +12,11 @@ import {
   mountDevice,
   mountImage,
   mountpointFor,
-  needsMounts,
   type TestMount,
 } from '../support/mounts.js'
 import { must, start, startVdiskfs, until, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
+import { overTransports } from '../support/transports.js'
 
 const MiB = 1 << 20
 
@@ -49,7 +49,7 @@ function isGone(t: Test, mount: TestMount): void {
   must('qemu-io', ['-f', 'raw', '-c', 'write 0 512', mount.image])
 }
 
-t.test('umount returns when the image is committed and closed', needsMounts, async (t) => {
+await overTransports(t, 'umount returns when the image is committed and closed', [], async (t) => {
   const mount = mountRaw(t)
   const log = listedAt(mount.mountpoint)!.log!
   t.ok(existsSync(log))
@@ -62,7 +62,7 @@ t.test('umount returns when the image is committed and closed', needsMounts, asy
   isGone(t, mount)
 })
 
-t.test('umount(8) does as well', needsMounts, async (t) => {
+await overTransports(t, 'umount(8) does as well', [], async (t) => {
   const mount = mountRaw(t)
   scribble(mount, 'other')
   must('umount', [mount.mountpoint])
@@ -71,7 +71,7 @@ t.test('umount(8) does as well', needsMounts, async (t) => {
   isGone(t, mount)
 })
 
-t.test('umount of what is not mounted, or not ours', needsMounts, async (t) => {
+await overTransports(t, 'umount of what is not mounted, or not ours', [], async (t) => {
   const folder = mountpointFor(t)
   const none = vdiskfs(['umount', folder])
   t.equal(none.code, 1)
@@ -83,7 +83,7 @@ t.test('umount of what is not mounted, or not ours', needsMounts, async (t) => {
   t.ok(isMounted(folder))
 })
 
-t.test('a busy mount: who holds it is said, nothing changes', needsMounts, async (t) => {
+await overTransports(t, 'a busy mount: who holds it is said, nothing changes', [], async (t) => {
   const mount = mountRaw(t)
   const fd = openSync(mount.raw, 'r+')
   const sleeper = start(t, 'sleep', ['1000'], { cwd: mount.mountpoint })
@@ -101,7 +101,7 @@ t.test('a busy mount: who holds it is said, nothing changes', needsMounts, async
   t.equal(written(mount, 5), 'after')
 })
 
-t.test('a loop device on it is named; just detached, it does not matter', needsMounts, async (t) => {
+await overTransports(t, 'a loop device on it is named; just detached, it does not matter', [], async (t) => {
   const mount = mountRaw(t)
   const loop = attachLoop(t, mount.raw)
   const { code, err } = vdiskfs(['umount', mount.mountpoint])
@@ -113,7 +113,7 @@ t.test('a loop device on it is named; just detached, it does not matter', needsM
 })
 
 for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const)
-  t.test(`${signal} commits, unmounts, closes`, needsMounts, async (t) => {
+  await overTransports(t, `${signal} commits, unmounts, closes`, [], async (t) => {
     const mount = mountRaw(t)
     scribble(mount, signal)
     process.kill(mount.pid, signal)
@@ -122,7 +122,7 @@ for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP'] as const)
     isGone(t, mount)
   })
 
-t.test('SIGTERM of a busy mount ends it by force', needsMounts, async (t) => {
+await overTransports(t, 'SIGTERM of a busy mount ends it by force', [], async (t) => {
   const mount = mountRaw(t)
   const fd = openSync(mount.raw, 'r+')
   writeSync(fd, Buffer.from('forced'), 0, 6, MiB)
@@ -134,7 +134,7 @@ t.test('SIGTERM of a busy mount ends it by force', needsMounts, async (t) => {
   isGone(t, mount)
 })
 
-t.test('in the foreground: ready, Ctrl-C, exit 0', needsMounts, async (t) => {
+await overTransports(t, 'in the foreground: ready, Ctrl-C, exit 0', [], async (t) => {
   const image = rawImage(t)
   const mountpoint = mountpointFor(t)
   const front = startVdiskfs(t, ['mount', '-f', '--format=raw', image, mountpoint])
@@ -149,7 +149,7 @@ t.test('in the foreground: ready, Ctrl-C, exit 0', needsMounts, async (t) => {
   isGone(t, mount)
 })
 
-t.test('in the foreground: umount from elsewhere ends it as well', needsMounts, async (t) => {
+await overTransports(t, 'in the foreground: umount from elsewhere ends it as well', [], async (t) => {
   const mountpoint = mountpointFor(t)
   const front = startVdiskfs(t, ['mount', '-f', '--format=raw', rawImage(t), mountpoint])
   await until('it is ready', () => front.err().includes('Ctrl-C'))
@@ -157,7 +157,7 @@ t.test('in the foreground: umount from elsewhere ends it as well', needsMounts, 
   t.same(await front.ended, { code: 0, signal: null })
 })
 
-t.test('in the foreground: what cannot be mounted is said once', needsMounts, async (t) => {
+await overTransports(t, 'in the foreground: what cannot be mounted is said once', [], async (t) => {
   const { code, err } = vdiskfs(['mount', '-f', '/nowhere/none.vhd', mountpointFor(t)])
   t.equal(code, 1)
   t.match(err, /^vdiskfs: [^\n]*none\.vhd[^\n]*\n$/)
@@ -175,7 +175,7 @@ async function killed(t: TestCase): Promise<TestMount> {
   return mount
 }
 
-t.test('a killed server: list says so, the next mount cleans up', needsMounts, async (t) => {
+await overTransports(t, 'a killed server: list says so, the next mount cleans up', [], async (t) => {
   const mount = await killed(t)
   t.match(listedAt(mount.mountpoint), { state: 'dead', pid: mount.pid })
   const again = vdiskfs(['mount', '--format=raw', mount.image, mount.mountpoint])
@@ -186,7 +186,7 @@ t.test('a killed server: list says so, the next mount cleans up', needsMounts, a
   vdiskfsMust(['umount', mount.mountpoint])
 })
 
-t.test('a killed server: umount takes the dead mount away and says what that means', needsMounts, async (t) => {
+await overTransports(t, 'a killed server: umount takes the dead mount away and says what that means', [], async (t) => {
   const mount = await killed(t)
   const { code, err } = vdiskfs(['umount', mount.mountpoint])
   t.equal(code, 1)
@@ -194,7 +194,7 @@ t.test('a killed server: umount takes the dead mount away and says what that mea
   isGone(t, mount)
 })
 
-t.test('a killed server whose mount is gone: list forgets it', needsMounts, async (t) => {
+await overTransports(t, 'a killed server whose mount is gone: list forgets it', [], async (t) => {
   const mount = await killed(t)
   const { log } = listedAt(mount.mountpoint)!
   must('umount', ['-l', mount.mountpoint])
@@ -202,7 +202,7 @@ t.test('a killed server whose mount is gone: list forgets it', needsMounts, asyn
   t.notOk(existsSync(log!))
 })
 
-t.test('a dead mount of somebody else is left alone', needsMounts, async (t) => {
+await overTransports(t, 'a dead mount of somebody else is left alone', [], async (t) => {
   const mountpoint = mountpointFor(t)
   const fd = openSync('/dev/fuse', 'r+')
   mountDirectly('other', mountpoint, 'fuse.other', 0, `fd=${fd},rootmode=40000,user_id=0,group_id=0`)
@@ -213,7 +213,7 @@ t.test('a dead mount of somebody else is left alone', needsMounts, async (t) => 
   t.ok(isMounted(mountpoint))
 })
 
-t.test('a file system inside: the loop device of a mounted one counts as a holder', needsMounts, async (t) => {
+await overTransports(t, 'a file system inside: the loop device of a mounted one counts as a holder', [], async (t) => {
   const mount = mountRaw(t)
   must('mkfs.ext4', ['-q', mount.raw])
   const loop = attachLoop(t, mount.raw)

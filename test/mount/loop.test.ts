@@ -5,9 +5,10 @@ import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFi
 import { basename, join } from 'node:path'
 import t from 'tap'
 import { formats } from '../../lib/formats/registry.js'
-import { attachLoop, mountDevice, mountImage, needsMounts } from '../support/mounts.js'
+import { attachLoop, mountDevice, mountImage } from '../support/mounts.js'
 import { must, run, vdiskfsMust } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
+import { overTransports } from '../support/transports.js'
 
 const MiB = 1 << 20
 
@@ -27,25 +28,30 @@ function asRaw(image: string, format: string, folder: string): string {
 }
 
 for (const format of writable) {
-  t.test(`${format}: a partition table on disk.raw, and partitions under a loop device`, needsMounts, async (t) => {
-    const folder = temporaryFolder(t)
-    const image = join(folder, `disk.${format}`)
-    vdiskfsMust(['create', '-f', format, image, '64M'])
-    const mount = mountImage(t, image, ['--format', format])
-    must('sfdisk', ['-q', mount.raw], { input: 'label: gpt\nsize=16M\nsize=16M\n' })
-    t.match(must('fdisk', ['-l', mount.raw]), /Disklabel type: gpt/)
-    const loop = attachLoop(t, mount.raw, ['--partscan'])
-    const name = basename(loop)
-    const parts = () => readdirSync(`/sys/block/${name}`).filter((entry) => entry.startsWith(`${name}p`))
-    // A kernel may come without a reader of such tables; then it is told what the table says.
-    if (parts().length === 0) must('partx', ['--add', loop])
-    t.same(parts().sort(), [`${name}p1`, `${name}p2`])
-    must('losetup', ['--detach', loop])
-    mount.umount()
-    t.match(must('fdisk', ['-l', asRaw(image, format, folder)]), /Disklabel type: gpt/)
-  })
+  await overTransports(
+    t,
+    `${format}: a partition table on disk.raw, and partitions under a loop device`,
+    [],
+    async (t) => {
+      const folder = temporaryFolder(t)
+      const image = join(folder, `disk.${format}`)
+      vdiskfsMust(['create', '-f', format, image, '64M'])
+      const mount = mountImage(t, image, ['--format', format])
+      must('sfdisk', ['-q', mount.raw], { input: 'label: gpt\nsize=16M\nsize=16M\n' })
+      t.match(must('fdisk', ['-l', mount.raw]), /Disklabel type: gpt/)
+      const loop = attachLoop(t, mount.raw, ['--partscan'])
+      const name = basename(loop)
+      const parts = () => readdirSync(`/sys/block/${name}`).filter((entry) => entry.startsWith(`${name}p`))
+      // A kernel may come without a reader of such tables; then it is told what the table says.
+      if (parts().length === 0) must('partx', ['--add', loop])
+      t.same(parts().sort(), [`${name}p1`, `${name}p2`])
+      must('losetup', ['--detach', loop])
+      mount.umount()
+      t.match(must('fdisk', ['-l', asRaw(image, format, folder)]), /Disklabel type: gpt/)
+    },
+  )
 
-  t.test(`${format}: ext4 through a loop device, with fstrim`, needsMounts, async (t) => {
+  await overTransports(t, `${format}: ext4 through a loop device`, [], async (t) => {
     const folder = temporaryFolder(t)
     const image = join(folder, `disk.${format}`)
     vdiskfsMust(['create', '-f', format, image, '256M'])
@@ -58,14 +64,6 @@ for (const format of writable) {
     for (let i = 0; i < 20; i++) writeFileSync(join(source, `file ${i}`), randomBytes(10_000 * i))
     cpSync(source, join(fs, 'copy'), { recursive: true })
     writeFileSync(join(fs, 'big'), randomBytes(64 * MiB))
-    must('sync', ['-f', fs])
-    const full = statSync(image).blocks
-    rmSync(join(fs, 'big'))
-    must('sync', ['-f', fs])
-    must('fstrim', [fs])
-    must('sync', ['-f', fs])
-    const freed = (full - statSync(image).blocks) / 2048
-    t.ok(freed > 40, `fstrim gave ${freed} MiB of 64 back to the host`)
     must('umount', [fs])
     must('losetup', ['--detach', loop])
     mount.umount()
@@ -77,7 +75,30 @@ for (const format of writable) {
     must('umount', [again])
   })
 
-  t.test(`${format}: plain dd and cp keep the size; another size is refused`, needsMounts, async (t) => {
+  await overTransports(t, `${format}: fstrim gives space back to the host`, ['fallocate'], async (t) => {
+    const folder = temporaryFolder(t)
+    const image = join(folder, `disk.${format}`)
+    vdiskfsMust(['create', '-f', format, image, '256M'])
+    const mount = mountImage(t, image, ['--format', format])
+    const loop = attachLoop(t, mount.raw)
+    must('mkfs.ext4', ['-q', loop])
+    const fs = mountDevice(t, loop)
+    writeFileSync(join(fs, 'big'), randomBytes(64 * MiB))
+    must('sync', ['-f', fs])
+    const full = statSync(image).blocks
+    rmSync(join(fs, 'big'))
+    must('sync', ['-f', fs])
+    must('fstrim', [fs])
+    must('sync', ['-f', fs])
+    const freed = (full - statSync(image).blocks) / 2048
+    t.ok(freed > 40, `fstrim gave ${freed} MiB of 64 back to the host`)
+    must('umount', [fs])
+    must('losetup', ['--detach', loop])
+    mount.umount()
+    t.equal(run('e2fsck', ['-fn', asRaw(image, format, folder)]).code, 0, 'e2fsck has nothing to say')
+  })
+
+  await overTransports(t, `${format}: plain dd and cp keep the size; another size is refused`, [], async (t) => {
     const folder = temporaryFolder(t)
     const image = join(folder, `disk.${format}`)
     vdiskfsMust(['create', '-q', '-f', format, image, '16M'])

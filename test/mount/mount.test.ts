@@ -20,18 +20,10 @@ import {
 import { join } from 'node:path'
 import t from 'tap'
 import { registryFolder } from '../../lib/mount/registry.js'
-import {
-  guard,
-  isMounted,
-  listed,
-  listedAt,
-  mountImage,
-  mountpointFor,
-  needsMounts,
-  tryMount,
-} from '../support/mounts.js'
+import { guard, isMounted, listed, listedAt, mountImage, mountpointFor, tryMount } from '../support/mounts.js'
 import { must, run, until, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
+import { currentTransport, overTransports } from '../support/transports.js'
 
 const MiB = 1 << 20
 
@@ -49,7 +41,7 @@ function rawImage(t: TestCase, name = 'disk.img'): string {
   return path
 }
 
-t.test('the file is there when mount returns, and its bytes are the disk’s', needsMounts, async (t) => {
+await overTransports(t, 'the file is there when mount returns, and its bytes are the disk’s', [], async (t) => {
   const image = rawImage(t)
   utimesSync(image, 1_600_000_000, 1_500_000_000)
   const mount = mountImage(t, image, ['--format', 'raw'])
@@ -80,19 +72,19 @@ t.test('the file is there when mount returns, and its bytes are the disk’s', n
   t.equal(listedAt(mount.mountpoint), undefined)
 })
 
-t.test('list tells what is mounted', needsMounts, async (t) => {
+await overTransports(t, 'list tells what is mounted', [], async (t) => {
   const image = rawImage(t)
   const mount = mountImage(t, image, ['--format', 'raw', '--umask', '022', '--workers=3', '-r'])
   const entry = listedAt(mount.mountpoint)
   t.match(entry, { mountpoint: mount.mountpoint, image, format: 'raw', state: 'mounted' })
-  t.match(entry?.options, { 'read-only': true, transport: 'kernel', format: 'raw', umask: '022', workers: 3 })
+  t.match(entry?.options, { 'read-only': true, transport: currentTransport(), format: 'raw', umask: '022', workers: 3 })
   const [program, , ...names] = readFileSync(`/proc/${entry!.pid}/cmdline`, 'utf8').split('\0')
   t.same([program, ...names], ['vdiskfs', image, mount.mountpoint, ''], 'ps shows whose server it is')
   t.equal(realpathSync(`/proc/${entry!.pid}/cwd`), '/', 'it keeps no folder busy')
   t.match(vdiskfsMust(['list']), new RegExp(`${mount.mountpoint} +${image} +raw +16 MiB +ro +${entry!.pid} +mounted`))
 })
 
-t.test('read-only: nothing can be written, and the image stays as it is', needsMounts, async (t) => {
+await overTransports(t, 'read-only: nothing can be written, and the image stays as it is', [], async (t) => {
   for (const option of ['-r', '-oro']) {
     const image = rawImage(t)
     const before = [readFileSync(image), statSync(image).mtimeMs] as const
@@ -106,7 +98,7 @@ t.test('read-only: nothing can be written, and the image stays as it is', needsM
   }
 })
 
-t.test('--uid, --gid, --umask and --allow-other let another user in', needsMounts, async (t) => {
+await overTransports(t, '--uid, --gid, --umask and --allow-other let another user in', [], async (t) => {
   const NOBODY = 65534
   const image = rawImage(t)
   const read = (file: string) => run('head', ['-c1', file], { uid: NOBODY }).code === 0
@@ -130,7 +122,7 @@ t.test('--uid, --gid, --umask and --allow-other let another user in', needsMount
   t.notOk(read(closed.raw), 'not without --allow-other')
 })
 
-t.test('an image taken as raw by probing: one line of warning', needsMounts, async (t) => {
+await overTransports(t, 'an image taken as raw by probing: one line of warning', [], async (t) => {
   const image = rawImage(t)
   const mountpoint = mountpointFor(t)
   const { code, err, out } = vdiskfs(['mount', image, mountpoint])
@@ -140,7 +132,7 @@ t.test('an image taken as raw by probing: one line of warning', needsMounts, asy
   t.equal(vdiskfs(['mount', '--format=raw', image, mountpoint]).err, '')
 })
 
-t.test('what fails leaves nothing: no mount, no lock, no entry, no log, no process', needsMounts, async (t) => {
+await overTransports(t, 'what fails leaves nothing: no mount, no lock, no entry, no log, no process', [], async (t) => {
   const image = rawImage(t)
   const file = join(temporaryFolder(t), 'file')
   writeFileSync(file, 'no folder')
@@ -173,7 +165,7 @@ t.test('what fails leaves nothing: no mount, no lock, no entry, no log, no proce
   must('qemu-io', ['-f', 'raw', '-c', 'write 0 512', image])
 })
 
-t.test('a mount point that is taken', needsMounts, async (t) => {
+await overTransports(t, 'a mount point that is taken', [], async (t) => {
   const mount = mountImage(t, rawImage(t), ['--format=raw'])
   const { code, err } = vdiskfs(['mount', '--format=raw', rawImage(t), mount.mountpoint])
   t.equal(code, 1)
@@ -181,7 +173,7 @@ t.test('a mount point that is taken', needsMounts, async (t) => {
   t.ok(existsSync(mount.raw))
 })
 
-t.test('an image that is mounted for writing is not mounted again', needsMounts, async (t) => {
+await overTransports(t, 'an image that is mounted for writing is not mounted again', [], async (t) => {
   const mount = mountImage(t, rawImage(t), ['--format=raw'])
   const again = tryMount(t, mount.image, ['--format=raw'])
   t.equal(again.code, 1)
@@ -189,7 +181,7 @@ t.test('an image that is mounted for writing is not mounted again', needsMounts,
   t.notOk(isMounted(again.mountpoint))
 })
 
-t.test('a mount must not hide its own image', needsMounts, async (t) => {
+await overTransports(t, 'a mount must not hide its own image', [], async (t) => {
   const image = rawImage(t)
   const folder = join(image, '..')
   mkdirSync(join(folder, 'below'))
@@ -204,7 +196,7 @@ t.test('a mount must not hide its own image', needsMounts, async (t) => {
   vdiskfsMust(['umount', join(folder, 'below')])
 })
 
-t.test('names with blanks, commas, quotes, newlines and more', needsMounts, async (t) => {
+await overTransports(t, 'names with blanks, commas, quotes, newlines and more', [], async (t) => {
   const image = rawImage(t, 'a, b=c "d" \\e\nf ü %s.img')
   const mountpoint = join(mountpointFor(t), 'm, n\\o ü')
   mkdirSync(mountpoint)
@@ -216,7 +208,7 @@ t.test('names with blanks, commas, quotes, newlines and more', needsMounts, asyn
   t.notOk(listed().some((entry) => entry.image === image))
 })
 
-t.test('relative paths, and a mount point reached by a link', needsMounts, async (t) => {
+await overTransports(t, 'relative paths, and a mount point reached by a link', [], async (t) => {
   const image = rawImage(t, '1e3')
   const mountpoint = mountpointFor(t)
   const folder = join(image, '..')

@@ -7,6 +7,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { atEnd, type TestCase } from './temp.js'
+import { withTransport } from './transports.js'
 
 export interface Result {
   /** The exit code; 128 where a signal ended it, 127 where it could not be started. */
@@ -61,12 +62,12 @@ export const CLI = fileURLToPath(new URL('./vdiskfs.js', import.meta.url))
 
 /** Runs `vdiskfs ARGS`. */
 export function vdiskfs(args: readonly string[], options?: RunOptions): Result {
-  return run(process.execPath, [CLI, ...args], options)
+  return run(process.execPath, [CLI, ...withTransport(args)], options)
 }
 
 /** Runs `vdiskfs ARGS`, which has to succeed. @returns what it printed */
 export function vdiskfsMust(args: readonly string[], options?: RunOptions): string {
-  return must(process.execPath, [CLI, ...args], options)
+  return must(process.execPath, [CLI, ...withTransport(args)], options)
 }
 
 /** A program that runs beside the test. */
@@ -103,7 +104,7 @@ export function start(t: TestCase, program: string, args: readonly string[], opt
 
 /** Starts `vdiskfs ARGS` beside the test. */
 export function startVdiskfs(t: TestCase, args: readonly string[], options?: RunOptions): Running {
-  return start(t, process.execPath, [CLI, ...args], options)
+  return start(t, process.execPath, [CLI, ...withTransport(args)], options)
 }
 
 /** Waits until something is so. @throws when it is not within ten seconds. */

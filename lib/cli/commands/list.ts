@@ -79,6 +79,7 @@ function facts(entry: RegistryEntry, state: MountState) {
       ...(options.workers === undefined ? {} : { workers: options.workers }),
       ...(options.cacheSize === undefined ? {} : { 'cache-size': options.cacheSize }),
       'allow-other': options.allowOther,
+      ...(options.systemOptions?.length ? { 'system-options': options.systemOptions } : {}),
       uid: options.uid,
       gid: options.gid,
       umask: options.umask.toString(8).padStart(3, '0'),

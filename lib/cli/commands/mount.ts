@@ -45,11 +45,15 @@ export function mountOptions(args: Arguments): MountOptions {
     readOnly: given.readOnly || given.value('snapshot') !== undefined,
     snapshot: given.value('snapshot'),
     format: given.value('format'),
-    transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, TRANSPORT_NAMES),
+    transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, [
+      ...TRANSPORT_NAMES,
+      DEFAULT_TRANSPORT,
+    ]),
     backingDirs: given.values('backing-dir').map((dir) => resolve(dir)),
     workers: workers === undefined ? undefined : parseCount('workers', workers, 1, MOST_WORKERS),
     cacheSize: cacheSize === undefined ? undefined : atLeast('cache-size', cacheSize, LEAST_CACHE),
     allowOther: given.allowOther,
+    systemOptions: given.systemOptions,
     uid: parseCount('uid', given.value('uid') ?? String(process.getuid!()), 0),
     gid: parseCount('gid', given.value('gid') ?? String(process.getgid!()), 0),
     umask: parseUmask(given.value('umask') ?? '077'),
@@ -78,6 +82,7 @@ export function details(): string {
     ['allow_other', 'as --allow-other'],
     ['partitions', 'as --partitions'],
     ['NAME=VALUE', `as the options of these names: ${VALUE_OPTIONS.join(', ')}`],
+    ['noexec, sync, dirsync', 'as mount(8) has them; exec and async take them back'],
     ['others', `${IGNORED_OPTIONS.join(', ')} and x-… have no effect`],
   ])}`
 }

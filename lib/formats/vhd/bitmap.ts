@@ -8,6 +8,9 @@ import { SECTOR } from './geometry.js'
 
 export const UNIT_BYTES = UNIT_SECTORS * SECTOR
 
+/** The most significant bit of a byte is the first sector's. */
+export const BIT_ORDER = 'msb-first'
+
 /** Units that are remembered at most, for 1 MiB of memory in a thread that writes: 2 TiB in blocks of 512 KiB. */
 const MAX_FULL = 2 ** 23
 

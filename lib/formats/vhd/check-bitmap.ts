@@ -4,7 +4,8 @@
  */
 
 import type { Storage } from '../../storage/storage.js'
-import { decodeRuns, setBits, UNIT_SECTORS } from './bitmap.js'
+import { decodeRuns, setBits, UNIT_SECTORS } from '../sector-bitmap.js'
+import { BIT_ORDER } from './bitmap.js'
 import { SECTOR } from './geometry.js'
 import type { VhdLayout } from './layout.js'
 import { eachBlock } from './table.js'
@@ -66,7 +67,7 @@ function markSectors(
   let firstSector = 0
   for (let unit = 0; unit < sectors; unit += UNIT_SECTORS) {
     const inUnit = Math.min(UNIT_SECTORS, sectors - unit)
-    const runs = decodeRuns(bitmap.subarray(unit / 8), inUnit)
+    const runs = decodeRuns(bitmap.subarray(unit / 8), inUnit, BIT_ORDER)
     runs.ends.forEach((runEnd, run) => {
       if (runs.first === (run % 2 === 0)) return
       const first = unit + (run === 0 ? 0 : runs.ends[run - 1]!)
@@ -77,7 +78,7 @@ function markSectors(
       for (let at = nextNonZero(storage, from, end); at < end; ) {
         const sector = first + Math.floor((at - from) / SECTOR)
         if (count === 0) firstSector = sector
-        setBits(bitmap, sector, 1)
+        setBits(bitmap, sector, 1, BIT_ORDER)
         count++
         at = nextNonZero(storage, from + (sector + 1 - first) * SECTOR, end)
       }

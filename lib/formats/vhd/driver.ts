@@ -23,7 +23,7 @@
 import { Region } from '../../metadata/region.js'
 import { type Allocation, type Driver, type Extent, type FileRef, Kind, type LayerContext } from '../driver.js'
 import { decodeRuns, type Runs, RunsCache, runOf, setBits, UNIT_SECTORS } from '../sector-bitmap.js'
-import { FullUnits, UNIT_BYTES } from './bitmap.js'
+import { BIT_ORDER, FullUnits, UNIT_BYTES } from './bitmap.js'
 import { SECTOR } from './geometry.js'
 import { Growth } from './growth.js'
 import { type Blocks, checkBlock, ENTRY_BYTES, GENERATIONS, NO_BLOCK, State, type VhdLayout } from './layout.js'
@@ -32,7 +32,6 @@ const PAGE = 4096
 const ENTRIES_PER_PAGE = PAGE / ENTRY_BYTES
 /** Of all metadata: see above. */
 const ORDER = 0
-const BIT_ORDER = 'msb-first'
 const FULL: Runs = { first: true, ends: Uint16Array.of(UNIT_SECTORS) }
 
 export class BlockDriver implements Driver {
