@@ -148,3 +148,38 @@ t.test('statfs: the disk is the total, what the image takes is used', async (t) 
   t.match(treeOf(memoryImage({ allocated: SIZE })).statistics(), { blocks: 3, freeBlocks: 0, availableBlocks: 0 })
   t.match(treeOf(memoryImage({ readOnly: true })).statistics(), { freeBlocks: 2, availableBlocks: 0 })
 })
+
+t.test('partitions: files of their own, which are windows of the disk', async (t) => {
+  const image = memoryImage()
+  const partitions = [
+    { number: 1, start: 1000, size: 1500, type: '83' },
+    { number: 5, start: 2600, size: 200, type: '83' },
+  ]
+  const tree = new ImageTree(image, structuredClone(treeSettings(owner, times, partitions)))
+  t.match(tree.list(ROOT_INODE), [
+    { name: 'disk.raw', directory: false },
+    { name: 'partitions', directory: true },
+  ])
+  const folder = tree.lookup(ROOT_INODE, 'partitions')!
+  t.match(tree.attributes(folder), { directory: true, mode: 0o700, links: 2 })
+  t.equal(tree.attributes(ROOT_INODE)!.links, 3)
+  t.match(tree.list(folder), [{ name: '1.raw' }, { name: '5.raw' }])
+  t.equal(tree.lookup(folder, '2.raw'), undefined)
+  const [one, five] = [tree.lookup(folder, '1.raw')!, tree.lookup(folder, '5.raw')!]
+  t.equal(new Set([ROOT_INODE, 2, folder, one, five]).size, 5)
+  t.match(tree.attributes(one), { directory: false, size: 1500, mode: 0o600 })
+
+  t.equal(tree.write(one, new Uint8Array(100).fill(7), 0, 100, 1450), 50)
+  t.same([image.bytes[2449], image.bytes[2450], image.bytes[2499], image.bytes[2500]], [0, 7, 7, 0])
+  const read = new Uint8Array(60)
+  t.equal(tree.read(one, read, 0, 60, 1440), 60)
+  t.same([read[9], read[10], read[59]], [0, 7, 7])
+  t.throws(() => tree.write(five, read, 0, 1, 200), { code: 'RANGE' })
+  tree.zero(one, 1450, 1000, true)
+  t.equal(image.bytes[2499], 0)
+  // Of the data in [2000, 3000) each sees its own part.
+  t.equal(tree.seek(one, 0, true), 1000)
+  t.equal(tree.seek(one, 1200, false), 1500)
+  t.equal(tree.seek(five, 0, true), 0)
+  t.equal(tree.seek(five, 0, false), 200)
+})
