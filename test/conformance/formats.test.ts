@@ -11,7 +11,8 @@ import { createFiles, enlarge, open } from '../model/files.js'
 import { variants } from '../model/variants.js'
 import { temporaryFolder } from '../support/temp.js'
 
-const SIZE = 6 * 2 ** 20 + 512
+/** No multiple of any block; a disk of 4 KiB sectors can have it. */
+const SIZE = 6 * 2 ** 20 + 4096
 
 function read(image: Image, offset = 0, length = image.size - offset): Uint8Array {
   const bytes = new Uint8Array(length).fill(0xee)
