@@ -21,7 +21,29 @@ export function findFormat(name: string): Format {
   )
 }
 
-/** The format of a file's content. */
+/**
+ * Beginnings of files that are images of formats that are not known here. Such a file is not the disk that its owner
+ * means, and writing to it as if it were would destroy it.
+ */
+const FOREIGN: readonly (readonly [name: string, offset: number, signature: string])[] = [
+  ['QCOW2', 0, 'QFI\xfb'],
+  ['QED', 0, 'QED\0'],
+  ['VMDK', 0, 'KDMV'],
+  ['VMDK', 0, 'COWD'],
+  ['VMDK descriptor', 0, '# Disk DescriptorFile'],
+  ['VDI', 64, '\x7f\x10\xda\xbe'],
+]
+
+/**
+ * The format of a file's content; raw where it looks like none.
+ * @throws FORMAT where it looks like one that is not known here
+ */
 export function detect(probe: Probe): Format {
-  return formats.find((format) => format.probe(probe)) ?? raw
+  const found = formats.find((format) => format !== raw && format.probe(probe))
+  if (found) return found
+  const head = Buffer.from(probe.head.buffer, probe.head.byteOffset, probe.head.byteLength)
+  const foreign = FOREIGN.find(([, offset, text]) => head.toString('latin1', offset, offset + text.length) === text)
+  if (!foreign) return raw
+  const text = `it looks like a ${foreign[0]} image, which is none of ${formats.map(({ name }) => name).join(', ')}`
+  throw new VdiskError('FORMAT', `${text}; say --format raw where its bytes are the disk`, { path: probe.path })
 }

@@ -127,8 +127,8 @@ export class Committer {
       if (!written) metadata.space.unseal()
     }
     if (metadata.space.sealed) {
-      metadata.epochs.settle()
-      metadata.space.settle()
+      if (metadata.epochs.settle()) metadata.space.settle()
+      else metadata.space.unseal()
     }
     Atomics.store(this.#views.control, Control.COMMITS_DONE, number)
     if (trace.enabled) trace('commit %d is durable', number)

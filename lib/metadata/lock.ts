@@ -18,8 +18,17 @@ function poisoned(): VdiskError {
   return new VdiskError('INTERNAL', 'a change of metadata ended half way; the image must be unmounted and checked')
 }
 
-/** Sleeps until `words[index]` is no longer `seen`, at most one nap. */
-function nap(words: Int32Array, index: number, seen: number): void {
+/**
+ * Thread 0 waits no longer than this in all: it is the one that is told, by its event loop, that another thread died, and
+ * must get back to it. What it wanted (a commit, by a timer) it can try again.
+ */
+const PATIENCE_MS = 5_000
+const PATIENT_NAPS = PATIENCE_MS / NAP_MS
+
+/** Sleeps until `words[index]` is no longer `seen`, at most one nap; `naps` counts those of one waiting. */
+function nap(words: Int32Array, index: number, seen: number, thread: number, naps: number): void {
+  if (thread === 0 && naps >= PATIENT_NAPS)
+    throw new VdiskError('IO', `waited ${PATIENCE_MS / 1000} seconds for another thread; tried again later`)
   Atomics.wait(words, index, seen, NAP_MS)
 }
 
@@ -55,11 +64,11 @@ export class RwLock {
 
   acquireShared(): void {
     const w = this.#words
-    for (;;) {
+    for (let naps = 0; ; ) {
       const state = Atomics.load(w, RW_STATE)
       if ((state & WRITER) === 0 && Atomics.load(w, RW_PENDING) === 0) {
         if (Atomics.compareExchange(w, RW_STATE, state, state + 1) === state) break
-      } else this.#sleep(() => (Atomics.load(w, RW_STATE) & WRITER) !== 0 || Atomics.load(w, RW_PENDING) !== 0)
+      } else this.#sleep(() => (Atomics.load(w, RW_STATE) & WRITER) !== 0 || Atomics.load(w, RW_PENDING) !== 0, naps++)
     }
     w[this.#hold] = HOLDS_SHARED
   }
@@ -75,7 +84,8 @@ export class RwLock {
     w[this.#hold] = WAITS_EXCLUSIVE
     Atomics.add(w, RW_PENDING, 1)
     try {
-      while (Atomics.compareExchange(w, RW_STATE, 0, WRITER) !== 0) this.#sleep(() => Atomics.load(w, RW_STATE) !== 0)
+      for (let naps = 0; Atomics.compareExchange(w, RW_STATE, 0, WRITER) !== 0; naps++)
+        this.#sleep(() => Atomics.load(w, RW_STATE) !== 0, naps)
       if (Atomics.load(w, RW_PENDING) >= POISON) {
         Atomics.store(w, RW_STATE, 0)
         throw poisoned()
@@ -125,7 +135,7 @@ export class RwLock {
   }
 
   /** Waits while `blocked`. The order (count in, look at the event, look at the state, sleep) loses no waking. */
-  #sleep(blocked: () => boolean): void {
+  #sleep(blocked: () => boolean, naps: number): void {
     const w = this.#words
     for (let i = 0; i < SPINS; i++) if (!blocked()) return
     Atomics.add(w, RW_SLEEPERS, 1)
@@ -133,7 +143,7 @@ export class RwLock {
       const event = Atomics.load(w, RW_EVENT)
       if (!blocked()) return
       if (this.poisoned) throw poisoned()
-      nap(w, RW_EVENT, event)
+      nap(w, RW_EVENT, event, this.#hold - RW_HOLDS, naps)
     } finally {
       Atomics.sub(w, RW_SLEEPERS, 1)
     }
@@ -156,11 +166,11 @@ export class Mutex {
   }
 
   acquire(): void {
-    for (;;) {
+    for (let naps = 0; ; naps++) {
       const seen = Atomics.compareExchange(this.#words, this.#index, 0, this.#owner)
       if (seen === 0) return
       if (this.#poisoned()) throw poisoned()
-      nap(this.#words, this.#index, seen)
+      nap(this.#words, this.#index, seen, this.#owner - 1, naps)
     }
   }
 
@@ -201,15 +211,22 @@ export class Epochs {
     Atomics.store(this.#words, this.#slot, 0)
   }
 
-  /** Waits until every other thread has left the epoch that it is in now. Must be called from outside one. */
-  settle(): void {
+  /**
+   * Waits until every other thread has left the epoch that it is in now. Must be called from outside one.
+   * @returns false where thread 0 lost its patience
+   */
+  settle(): boolean {
     const w = this.#words
     const now = Atomics.add(w, 0, 1) + 2
+    let waits = 0
     for (let slot = 1; slot <= this.#threads; slot++) {
       if (slot === this.#slot) continue
-      for (let seen = Atomics.load(w, slot); seen !== 0 && seen < now; seen = Atomics.load(w, slot))
+      for (let seen = Atomics.load(w, slot); seen !== 0 && seen < now; seen = Atomics.load(w, slot)) {
+        if (this.#slot === 1 && waits++ >= PATIENCE_MS) return false
         Atomics.wait(w, slot, seen, 1)
+      }
     }
+    return true
   }
 
   died(thread: number): void {
@@ -247,7 +264,7 @@ export class Ranges {
 
   /** Enters [start, end); waits until no other thread holds a part of it. Never called from inside an epoch. */
   acquire(start: number, end: number): void {
-    for (;;) {
+    for (let naps = 0; ; naps++) {
       this.#mutex.acquire()
       const other = this.#overlapping(start, end)
       if (other < 0) {
@@ -259,7 +276,7 @@ export class Ranges {
       }
       const seen = Atomics.load(this.#words, 1 + other)
       this.#mutex.release()
-      nap(this.#words, 1 + other, seen)
+      nap(this.#words, 1 + other, seen, this.#thread, naps)
     }
   }
 

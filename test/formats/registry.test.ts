@@ -35,3 +35,16 @@ t.test('the content decides; raw is what nothing else is', async (t) => {
   ]
   for (const [what, given, expected] of cases) t.equal(detect(given).name, expected, what)
 })
+
+t.test('what looks like a format that is not known is not taken for a disk', async (t) => {
+  const cases: [string, number, number[]][] = [
+    ['QCOW2', 0, [0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3]],
+    ['VMDK', 0, [0x4b, 0x44, 0x4d, 0x56, 1, 0, 0, 0]],
+    ['VDI', 0x40, [0x7f, 0x10, 0xda, 0xbe, 1, 0, 1, 0]],
+  ]
+  for (const [name, front, bytes] of cases)
+    t.throws(() => detect(probe(after(front, Uint8Array.from([...bytes, ...new Uint8Array(512)])), nothing)), {
+      code: 'FORMAT',
+      message: new RegExp(`it looks like a ${name} image.*--format raw`),
+    })
+})

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { Epochs, Mutex, RwLock } from '../../lib/metadata/lock.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Crew, ended, pause } from './fixtures/crew.js'
 import { attach, randomFrom, setUp } from './fixtures/metadata.js'
@@ -166,4 +167,14 @@ t.test('a lock that is poisoned ends all waiting', async (t) => {
   await crew.arrived(3)
   lock.poison()
   for (const wait of waiting) await t.rejects(wait, { code: 'INTERNAL' })
+})
+
+t.test('the main thread does not wait for ever for one that may be dead', async (t) => {
+  const lock = new RwLock(new Int32Array(new SharedArrayBuffer(4 * RwLock.words(2))), 0)
+  const words = new Int32Array(new SharedArrayBuffer(4))
+  new Mutex(words, 0, 1, lock).acquire()
+  t.throws(() => new Mutex(words, 0, 0, lock).acquire(), { code: 'IO', message: /waited 5 seconds/ })
+  const epochs = new Int32Array(new SharedArrayBuffer(4 * Epochs.words(2)))
+  new Epochs(epochs, 1, 2).enter()
+  t.equal(new Epochs(epochs, 0, 2).settle(), false)
 })
