@@ -77,7 +77,7 @@ t.test('wrong usage: exit 2, one line, nothing on standard output', async (t) =>
     [['umount', 'a', 'b'], /'b' is one too many/],
     [['info', ''], /empty/],
     [['list', '--jsn'], /did you mean --json/],
-    [['create', 'x', '1M'], /-f FMT: vhd, /],
+    [['create', 'x', '1M'], /-f FMT: .*vhd, /],
     [['create', '-f', 'nonsense', 'x', '1M'], /nonsense/],
     [['create', '-f', 'raw', '/nowhere/x', '12Q'], /12Q/],
     [['create', '-f', 'raw', '/nowhere/x', '-1M'], /-1M/],
