@@ -1,16 +1,19 @@
 /**
- * Writing through the log. A commit makes one entry of all pages that are dirty, and syncs twice:
+ * Writing through the log. A commit makes a sequence of entries of all pages that are dirty, and syncs twice:
  *
  * 1. barrier: the guest's data, and the pages that the last commit put in place
- * 2. the entry is written behind the newest one; barrier
+ * 2. the entries are written behind the active ones; barrier
  * 3. where the headers do not carry the log's GUID yet: they get it; barrier
  * 4. the pages are written in place; no barrier
  *
  * After step 2 (3 in the first commit) everything is durable: what is not in place yet is in the log. Step 1 of the next
- * commit makes the pages durable in place, so that every entry is a sequence of its own: its tail is itself. The space
- * of an entry is used again only when a newer one is durable, because headers with a log's GUID and no valid entry
- * behind it mean a corrupt file. Where the newest entry leaves too little room, an entry without changes is put behind
- * it first, with a barrier of its own, and takes its place.
+ * commit makes the pages durable in place, so that the entries of every commit are a sequence of their own. Their space is
+ * used again only when a newer sequence is durable, because headers with a log's GUID and no valid entry behind it mean a
+ * corrupt file. Where they leave too little room, an entry without changes is put behind them first, with a barrier of
+ * its own, and takes their place.
+ *
+ * Of a sequence that a crash cut short, the first entries count: that is as good, since the pages are in such an order
+ * that each is right with those before it alone.
  *
  * [MS-VHDX] 2.2.2 wants a new GUID in the headers before the log is written. There the headers would name a log without
  * a valid entry for a moment. The order here is safe because the headers carry no GUID in that moment: the log counts as
@@ -25,21 +28,12 @@ import { formatGuid, NIL_GUID } from '../../util/guid.js'
 import { MiB } from '../../util/sizes.js'
 import type { LayerContext } from '../driver.js'
 import { updateHeaders } from './header.js'
-import { State, type VhdxLayout } from './layout.js'
-import {
-  DATA_DESCRIPTOR,
-  DESCRIPTOR_BYTES,
-  descriptorSectors,
-  ENTRY_HEADER,
-  LEADING,
-  LOG_SECTOR,
-  Signature,
-  TRAILING,
-} from './log.js'
+import { ENTRY_BYTES, State, type VhdxLayout } from './layout.js'
+import { DATA_DESCRIPTOR, DESCRIPTOR_BYTES, ENTRY_HEADER, LEADING, LOG_SECTOR, Signature, TRAILING } from './log.js'
 
 const DIRTY_SECTOR = 512
-/** Pages that one entry takes at most, however large the log is: so many pages of memory. */
-const MAX_PAGES = 1024
+/** Pages that one entry takes: with more, descriptors fill a second sector, and QEMU (7.2) fails to read those. */
+const PAGES_PER_ENTRY = Math.floor((LOG_SECTOR - ENTRY_HEADER.size) / DESCRIPTOR_BYTES)
 const GUID_WORDS = 4
 
 const signature = (word: number) =>
@@ -47,12 +41,25 @@ const signature = (word: number) =>
 const DATA_DESCRIPTOR_SIGNATURE = signature(Signature.DATA)
 const ENTRY_SIGNATURE = signature(Signature.ENTRY)
 
-/** Pages that one entry of a log of so many bytes can take: room for an entry without changes is left. */
+/** Bytes of the entries for so many pages. */
+function bytesFor(pages: number): number {
+  return (pages + Math.ceil(pages / PAGES_PER_ENTRY)) * LOG_SECTOR
+}
+
+/** Pages that one commit can take through a log of so many bytes: room for an entry without changes is left. */
 export function pagesOfLog(logLength: number): number {
-  const sectors = logLength / LOG_SECTOR - 1
-  let pages = Math.min(MAX_PAGES, sectors)
-  while (descriptorSectors(pages) + pages > sectors) pages--
+  const room = logLength - LOG_SECTOR
+  let pages = Math.floor((room / LOG_SECTOR / (PAGES_PER_ENTRY + 1)) * PAGES_PER_ENTRY)
+  while (bytesFor(pages + 1) <= room) pages++
   return pages
+}
+
+/** A page that changes. */
+interface Page {
+  /** File offset. */
+  readonly offset: number
+  /** Its dirty sectors: where in the page, and the bytes. */
+  readonly sectors: (readonly [inPage: number, bytes: Uint8Array])[]
 }
 
 export class Journal {
@@ -74,33 +81,69 @@ export class Journal {
     const { metadata, files, state } = this.#context
     metadata.barrier()
     if (batch.count === 0) return
-    const pages = pagesOf(batch)
-    const length = (descriptorSectors(pages.length) + pages.length) * LOG_SECTOR
+    const pages = this.#pagesOf(batch)
+    const length = bytesFor(pages.length)
     const { logLength } = this.#layout.header
     if (length > logLength - LOG_SECTOR)
       throw new VdiskError('INTERNAL', `${pages.length} pages do not fit into a log of ${logLength} bytes`)
-    if (length > logLength - state[State.LOG_USED]!) this.#append(LOG_SECTOR, [], batch)
-    this.#append(length, pages, batch)
+    if (length > logLength - state[State.LOG_USED]!) this.#append([])
+    this.#append(pages)
     if (state[State.LOG_OPEN] === 0) this.#open()
     for (const { bytes, offset } of batch.runs()) this.#storage.write(bytes, 0, bytes.length, offset)
     metadata.wrote(files[0]!.index)
   }
 
-  /** Puts one entry behind the newest one; it is durable then and takes its place. */
-  #append(length: number, pages: readonly number[], batch: DirtyBatch): void {
+  /**
+   * The pages that a batch changes, in the order in which they may come into the file one by one: sector bitmaps first,
+   * then the table from its end on, where the entry of a sector bitmap block lies behind those of its payload blocks.
+   */
+  #pagesOf(batch: DirtyBatch): Page[] {
+    const pages = new Map<number, Page>()
+    for (const { offset, bytes } of batch.runs())
+      for (let at = 0; at < bytes.length; at += DIRTY_SECTOR) {
+        const inPage = (offset + at) % LOG_SECTOR
+        const start = offset + at - inPage
+        let page = pages.get(start)
+        if (!page) {
+          page = { offset: start, sectors: [] }
+          pages.set(start, page)
+        }
+        page.sectors.push([inPage, bytes.subarray(at, at + DIRTY_SECTOR)])
+      }
+    const { tableOffset, entries } = this.#layout
+    const isTable = ({ offset }: Page) => offset >= tableOffset && offset < tableOffset + entries * ENTRY_BYTES
+    return [...pages.values()].sort((a, b) => Number(isTable(a)) - Number(isTable(b)) || b.offset - a.offset)
+  }
+
+  /**
+   * Puts a sequence of entries behind the active one, without pages one entry that changes nothing. It is durable then,
+   * and is the active one.
+   */
+  #append(pages: readonly Page[]): void {
     const { metadata, files, state } = this.#context
-    const { logOffset, logLength } = this.#layout.header
-    const at = (state[State.LOG_AT]! + state[State.LOG_USED]!) % logLength
+    const { logLength } = this.#layout.header
+    const tail = (state[State.LOG_AT]! + state[State.LOG_USED]!) % logLength
     const guid = state[State.LOG_USED] === 0 ? newGuid() : this.#guid()
-    const entry = this.#encode(length, at, guid, pages, batch)
-    const first = Math.min(length, logLength - at)
-    this.#storage.write(entry, 0, first, logOffset + at)
-    if (first < length) this.#storage.write(entry, first, length - first, logOffset)
+    let length = 0
+    do {
+      const first = (length / LOG_SECTOR / (PAGES_PER_ENTRY + 1)) * PAGES_PER_ENTRY
+      const entry = this.#encode(pages.slice(first, first + PAGES_PER_ENTRY), tail, guid)
+      this.#write(entry, (tail + length) % logLength)
+      length += entry.length
+    } while (length < bytesFor(pages.length))
     metadata.wrote(files[0]!.index)
     metadata.barrier()
     for (let i = 0; i < GUID_WORDS; i++) state[State.LOG_GUID + i] = guid[i]!
-    state[State.LOG_AT] = at
+    state[State.LOG_AT] = tail
     state[State.LOG_USED] = length
+  }
+
+  /** Writes an entry into the ring, at an offset in it. */
+  #write(entry: Uint8Array, at: number): void {
+    const { logOffset, logLength } = this.#layout.header
+    const first = Math.min(entry.length, logLength - at)
+    this.#storage.write(entry, 0, first, logOffset + at)
+    if (first < entry.length) this.#storage.write(entry, first, entry.length - first, logOffset)
   }
 
   #guid(): Uint32Array {
@@ -143,12 +186,12 @@ export class Journal {
   }
 
   /** The bytes of an entry. [MS-VHDX] 2.3.1 */
-  #encode(length: number, at: number, guid: Uint32Array, pages: readonly number[], batch: DirtyBatch): Uint8Array {
+  #encode(pages: readonly Page[], tail: number, guid: Uint32Array): Uint8Array {
     const { state, metadata } = this.#context
+    const length = LOG_SECTOR * (1 + pages.length)
     if (this.#buffer.length < length) this.#buffer = new Uint8Array(length)
     const entry = this.#buffer.subarray(0, length)
-    const dataStart = descriptorSectors(pages.length) * LOG_SECTOR
-    entry.fill(0, 0, dataStart)
+    entry.fill(0, 0, LOG_SECTOR)
     // Never given twice, also not to an entry that was not finished: what is left of it cannot be taken for a part of
     // another.
     const sequence = state[State.LOG_SEQUENCE]!
@@ -158,7 +201,7 @@ export class Journal {
       signature: ENTRY_SIGNATURE,
       checksum: 0,
       entryLength: length,
-      tail: at,
+      tail,
       sequenceNumber: BigInt(sequence),
       descriptorCount: pages.length,
       reserved: 0,
@@ -167,44 +210,23 @@ export class Journal {
       lastFileOffset: BigInt(next),
     }
     ENTRY_HEADER.write(header, entry)
-    this.#fillPages(entry.subarray(dataStart), pages, batch)
     pages.forEach((page, i) => {
-      encodePage(entry, ENTRY_HEADER.size + i * DESCRIPTOR_BYTES, dataStart + i * LOG_SECTOR, page, sequence)
+      const sector = entry.subarray(LOG_SECTOR * (1 + i), LOG_SECTOR * (2 + i))
+      this.#fill(sector, page)
+      DATA_DESCRIPTOR.write(encodePage(sector, page.offset, sequence), entry, ENTRY_HEADER.size + i * DESCRIPTOR_BYTES)
     })
     new DataView(entry.buffer).setUint32(ENTRY_HEADER.offsetOf('checksum'), crc32c(entry), true)
     return entry
   }
 
-  /** The pages as they will be: what is not dirty in them comes from the file. */
-  #fillPages(target: Uint8Array, pages: readonly number[], batch: DirtyBatch): void {
-    const dirty = new Map<number, number>()
-    for (const { offset, bytes } of batch.runs())
-      for (let at = offset; at < offset + bytes.length; at += DIRTY_SECTOR) {
-        const page = at - (at % LOG_SECTOR)
-        dirty.set(page, (dirty.get(page) ?? 0) + DIRTY_SECTOR)
-      }
-    const places = new Map<number, number>()
-    pages.forEach((page, i) => {
-      places.set(page, i * LOG_SECTOR)
-      if (dirty.get(page) === LOG_SECTOR) return
-      const got = this.#storage.read(target, i * LOG_SECTOR, LOG_SECTOR, page)
-      target.fill(0, i * LOG_SECTOR + got, (i + 1) * LOG_SECTOR)
-    })
-    for (const { offset, bytes } of batch.runs())
-      for (let at = 0; at < bytes.length; at += DIRTY_SECTOR) {
-        const inPage = (offset + at) % LOG_SECTOR
-        target.set(bytes.subarray(at, at + DIRTY_SECTOR), places.get(offset + at - inPage)! + inPage)
-      }
+  /** The page as it will be: what is not dirty in it comes from the file. */
+  #fill(target: Uint8Array, { offset, sectors }: Page): void {
+    if (sectors.length * DIRTY_SECTOR < LOG_SECTOR) {
+      const got = this.#storage.read(target, 0, LOG_SECTOR, offset)
+      target.fill(0, got)
+    }
+    for (const [inPage, bytes] of sectors) target.set(bytes, inPage)
   }
-}
-
-/** File offsets of the pages that a batch changes, rising. */
-function pagesOf(batch: DirtyBatch): number[] {
-  const pages: number[] = []
-  for (const { offset, bytes } of batch.runs())
-    for (let page = offset - (offset % LOG_SECTOR); page < offset + bytes.length; page += LOG_SECTOR)
-      if (pages.at(-1) !== page) pages.push(page)
-  return pages
 }
 
 function newGuid(): Uint32Array {
@@ -212,19 +234,18 @@ function newGuid(): Uint32Array {
   return new Uint32Array(bytes.buffer)
 }
 
-/** Makes a data sector of a page in the entry, and its descriptor. [MS-VHDX] 2.3.1.3, .4 */
-function encodePage(entry: Uint8Array, descriptorAt: number, sectorAt: number, page: number, sequence: number): void {
-  const sector = entry.subarray(sectorAt, sectorAt + LOG_SECTOR)
+/** Makes a page a data sector. @returns its descriptor. [MS-VHDX] 2.3.1.3, .4 */
+function encodePage(page: Uint8Array, fileOffset: number, sequence: number) {
   const descriptor = {
     signature: DATA_DESCRIPTOR_SIGNATURE,
-    trailingBytes: sector.subarray(LOG_SECTOR - TRAILING),
-    leadingBytes: sector.subarray(0, LEADING),
-    fileOffset: page,
+    trailingBytes: page.slice(LOG_SECTOR - TRAILING),
+    leadingBytes: page.slice(0, LEADING),
+    fileOffset,
     sequenceNumber: BigInt(sequence),
   }
-  DATA_DESCRIPTOR.write(descriptor, entry, descriptorAt)
-  const view = new DataView(sector.buffer, sector.byteOffset, LOG_SECTOR)
+  const view = new DataView(page.buffer, page.byteOffset, LOG_SECTOR)
   view.setUint32(0, Signature.SECTOR, true)
   view.setUint32(4, Math.floor(sequence / 2 ** 32), true)
   view.setUint32(LOG_SECTOR - TRAILING, sequence % 2 ** 32, true)
+  return descriptor
 }
