@@ -27,11 +27,19 @@ need_node() {
     fail "needs Node.js $MIN_NODE or later, found $(node --version)"
 }
 
-# need_programs PROGRAM:PACKAGE…  installs the Debian packages of the programs that are not there.
+# True where a program, or a shared library (libx.so.N), is there.
+installed() {
+  case $1 in
+    lib*.so.*) ldconfig -p | grep -F "$1 " >/dev/null ;;
+    *) command -v "$1" >/dev/null ;;
+  esac
+}
+
+# need_programs PROGRAM:PACKAGE…  installs the Debian packages of the programs and libraries that are not there.
 need_programs() {
   local pair missing=() packages=() sudo
   for pair in "$@"; do
-    if command -v "${pair%%:*}" >/dev/null; then continue; fi
+    if installed "${pair%%:*}"; then continue; fi
     missing+=("${pair%%:*}")
     packages+=("${pair##*:}")
   done

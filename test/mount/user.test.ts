@@ -127,6 +127,20 @@ t.test('without fusermount3 it is said what to install', needsMounts, async (t) 
   t.same(list(world), [])
 })
 
+t.test('without fuse-native: what is missing is said, and the rest works', needsMounts, async (t) => {
+  const hide = 'mount -t tmpfs none "$D/project/node_modules/fuse-native"'
+  const { world, image, mountpoint, did } = await setUp(t, [], hide)
+  const { code, err } = world.vdiskfs(['mount', '--transport', 'fuse-native', image, mountpoint])
+  t.equal(code, 1)
+  t.equal(
+    err,
+    'vdiskfs: the transport fuse-native cannot be used: the package is not installed (npm install fuse-native@2.2.6)\n',
+  )
+  did(world.vdiskfs(['mount', image, mountpoint]))
+  t.match(list(world), [{ options: { transport: 'kernel' } }])
+  did(world.vdiskfs(['umount', mountpoint]))
+})
+
 t.test('a loop device, by root, over a user’s mount', needsMounts, async (t) => {
   const { world, image, mountpoint, raw, did } = await setUp(t, ['user_allow_other'])
   did(world.vdiskfs(['mount', '--allow-other', image, mountpoint]))

@@ -23,6 +23,8 @@ export interface RunOptions {
   readonly cwd?: string
   /** An ordinary user to run it as. */
   readonly uid?: number
+  /** Milliseconds after which it is killed, where the usual minute is not enough. */
+  readonly limit?: number
 }
 
 /** No single program of a test takes so long; a hanging one fails its test. */
@@ -31,13 +33,13 @@ const BUFFER = 256 * 1024 * 1024
 
 /** Runs a program to its end. Never throws. */
 export function run(program: string, args: readonly string[] = [], options: RunOptions = {}): Result {
-  const { input, env, cwd, uid } = options
+  const { input, env, cwd, uid, limit = LIMIT } = options
   const result = spawnSync(program, args, {
     encoding: 'utf8',
     env: { ...process.env, ...env },
     killSignal: 'SIGKILL',
     maxBuffer: BUFFER,
-    timeout: LIMIT,
+    timeout: limit,
     ...(input === undefined ? {} : { input }),
     ...(cwd === undefined ? {} : { cwd }),
     ...(uid === undefined ? {} : { uid, gid: uid }),
