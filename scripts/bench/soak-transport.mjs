@@ -58,6 +58,7 @@ function round(raw) {
   ])
   return new Promise((resolve, reject) => {
     const child = spawn('fio', ['--randrepeat=0', '--allow_file_create=0', '--output=/dev/null', ...jobs], {
+      cwd: folder,
       stdio: ['ignore', 'ignore', 'pipe'],
     })
     let err = ''

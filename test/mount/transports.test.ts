@@ -20,7 +20,7 @@ function entry(name: string, done: string[], error?: Error): TransportEntry {
     serve: async () => {
       done.push(`${name} serves`)
       if (error) throw error
-      return { ended: Promise.resolve() }
+      return { ended: Promise.resolve(), requests: () => ({ workers: 1, requests: [] }) }
     },
     unmount: async () => void done.push(`${name} unmounts`),
   }
