@@ -81,7 +81,10 @@ await overTransports(t, 'list tells what is mounted', [], async (t) => {
   const [program, , ...names] = readFileSync(`/proc/${entry!.pid}/cmdline`, 'utf8').split('\0')
   t.same([program, ...names], ['vdiskfs', image, mount.mountpoint, ''], 'ps shows whose server it is')
   t.equal(realpathSync(`/proc/${entry!.pid}/cwd`), '/', 'it keeps no folder busy')
-  t.match(vdiskfsMust(['list']), new RegExp(`${mount.mountpoint} +${image} +raw +16 MiB +ro +${entry!.pid} +mounted`))
+  t.match(
+    vdiskfsMust(['list']),
+    new RegExp(`${mount.mountpoint} +${image} +raw +16 MiB +ro +${entry!.pid} +- +mounted`),
+  )
 })
 
 await overTransports(t, 'read-only: nothing can be written, and the image stays as it is', [], async (t) => {
