@@ -46,7 +46,7 @@ export function manPage(version: string, details: ReadonlyMap<string, string>): 
     '.SH COMMANDS',
     ...COMMANDS.flatMap((command) => commandSection(command, details.get(command.name) ?? '')),
     '.SH MOUNTING BY mount(8) AND /etc/fstab',
-    'With the helper mount.fuse.vdiskfs in /sbin, or with vdiskfs in the PATH and mount.fuse3(8):',
+    'With the helper mount.fuse.vdiskfs in /sbin, or with vdiskfs in /usr/bin or /usr/local/bin and mount.fuse3(8):',
     '.PP',
     '.EX',
     roff('mount -t fuse.vdiskfs disk.vhd /mnt/x -o ro'),
