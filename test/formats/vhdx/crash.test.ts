@@ -14,9 +14,24 @@ import { randomFrom } from '../../metadata/fixtures/metadata.js'
 import { bytesAt, contextOf, MiB } from './bytes.js'
 
 const GiB = 1024 * MiB
-/** One page of the table is 512 blocks, less the entries of bitmaps. */
-const APART = 513 * MiB
-const PLACES = 600
+
+/** More than any of the tables. */
+const TABLE = 8 * MiB
+
+interface Kind {
+  readonly name: string
+  /** Guest bytes between the places that are written. */
+  readonly apart: number
+  readonly places: number
+  readonly child: boolean
+}
+
+const KINDS: readonly Kind[] = [
+  // One page of the table is 512 blocks, less the entries of bitmaps.
+  { name: 'a dynamic disk', apart: 513 * MiB, places: 600, child: false },
+  // Every place in a chunk of its own: two pages of the table, one of a bitmap.
+  { name: 'a differencing disk', apart: 4097 * MiB, places: 150, child: true },
+]
 
 /** What was done to one sector: value, and the moments before and after. */
 interface Done {
@@ -26,31 +41,41 @@ interface Done {
   flushed: number
 }
 
-function newImage(): MemoryStorage {
-  const storage = MemoryStorage.create({ path: 'image.vhdx', maxSize: GiB })
+/** The image, and its parent where it has one. */
+function newImage({ apart, places, child }: Kind): MemoryStorage[] {
+  const size = places * apart
   const options = parseOptions('vhdx', vhdx.createOptions, ['block_size=1M'])
-  vhdx.create({ storage, path: '/image.vhdx', size: PLACES * APART, options, backing: undefined })
-  return storage
+  const storage = MemoryStorage.create({ path: 'image.vhdx', maxSize: GiB })
+  if (!child) {
+    vhdx.create({ storage, path: '/image.vhdx', size, options, backing: undefined })
+    return [storage]
+  }
+  const parent = MemoryStorage.create({ path: 'parent.vhdx', maxSize: GiB })
+  vhdx.create({ storage: parent, path: '/parent.vhdx', size, options, backing: undefined })
+  const { layout } = vhdx.open(contextOf(parent))
+  const backing = { path: '/parent.vhdx', format: 'vhdx', layout, size, mtimeMs: 0 }
+  vhdx.create({ storage, path: '/image.vhdx', size, options, backing })
+  return [storage, parent]
 }
 
 /** Writes and frees blocks that are far apart, in commits of very different sizes. */
-function live(recorder: Recorder, storage: MemoryStorage, seed: number): Done[] {
+function live(recorder: Recorder, kind: Kind, [top, ...parents]: MemoryStorage[], seed: number): Done[] {
   const random = randomFrom(seed)
-  const recording = recorder.record(storage)
+  const recording = recorder.record(top!)
   const done: Done[] = []
-  let image = openStorages([recording])
+  let image = openStorages([recording, ...parents])
   for (let commit = 0; commit < 8; commit++) {
-    const count = Math.ceil(random() ** 3 * 180)
+    const count = Math.ceil(random() ** 3 * 0.3 * kind.places)
     for (let i = 0; i < count; i++) {
-      const place = Math.floor(random() * PLACES)
+      const place = Math.floor(random() * kind.places)
       const value = random() < 0.3 ? 0 : 1 + Math.floor(random() * 255)
       done.push({ place, value, began: recorder.length, flushed: Number.POSITIVE_INFINITY })
-      if (value === 0) image.zero(place * APART, MiB, true)
-      else image.write(new Uint8Array(512).fill(value), 0, 512, place * APART)
+      if (value === 0) image.zero(place * kind.apart, MiB, true)
+      else image.write(new Uint8Array(512).fill(value), 0, 512, place * kind.apart)
     }
     if (random() < 0.2) {
       image.close()
-      image = openStorages([recording])
+      image = openStorages([recording, ...parents])
     } else image.flush()
     for (const step of done) if (step.flushed === Number.POSITIVE_INFINITY) step.flushed = recorder.length
   }
@@ -68,14 +93,21 @@ function allowed(steps: readonly Done[], moment: number): number[] {
   return values
 }
 
+interface Life {
+  readonly kind: Kind
+  readonly done: readonly Done[]
+  readonly parents: readonly MemoryStorage[]
+}
+
 /** @returns what is wrong, or undefined */
-function check(storage: MemoryStorage, done: readonly Done[], moment: number, readOnly: boolean): string | undefined {
+function check(life: Life, storage: MemoryStorage, moment: number, readOnly: boolean): string | undefined {
+  const { kind, done, parents } = life
   try {
-    const image = openStorages([storage], { readOnly })
+    const image = openStorages([storage, ...parents], { readOnly })
     const sector = new Uint8Array(512)
     let wrong: string | undefined
-    for (let place = 0; place < PLACES; place++) {
-      image.read(sector, 0, 512, place * APART)
+    for (let place = 0; place < kind.places; place++) {
+      image.read(sector, 0, 512, place * kind.apart)
       const values = allowed(
         done.filter((step) => step.place === place),
         moment,
@@ -92,11 +124,11 @@ function check(storage: MemoryStorage, done: readonly Done[], moment: number, re
   }
 }
 
-for (const seed of [1, 2, 3])
-  t.test(`crashes of commits of many pages, seed ${seed}`, async (t) => {
+for (const [kind, seed] of KINDS.flatMap((kind) => [1, 2].map((seed) => [kind, seed] as const)))
+  t.test(`crashes of commits of many pages: ${kind.name}, seed ${seed}`, async (t) => {
     const recorder = new Recorder()
-    const storage = newImage()
-    const done = live(recorder, storage, seed)
+    const storages = newImage(kind)
+    const life = { kind, done: live(recorder, kind, storages, seed), parents: storages.slice(1) }
     const random = randomFrom(seed + 100)
     let states = 0
     let replays = 0
@@ -104,14 +136,14 @@ for (const seed of [1, 2, 3])
       const moment = Math.floor(random() * (recorder.length + 1))
       const [crashed] = recorder.crash(moment, Math.floor(random() * 2 ** 31), random() < 0.5 ? 512 : 4096)
       const context = () => `moment ${moment}\n${recorder.describe(Math.max(0, moment - 8), moment).join('\n')}`
-      const wrong = check(crashed!, done, moment, true)
+      const wrong = check(life, crashed!, moment, true)
       if (wrong !== undefined) {
         t.fail(`${wrong}; ${context()}`)
         break
       }
       if (vhdx.open(contextOf(crashed!)).layout.log === 'empty') continue
       replays++
-      const wrongReplay = crashOfReplay(crashed!, done, moment, random)
+      const wrongReplay = crashOfReplay(life, crashed!, moment, random)
       if (wrongReplay !== undefined) {
         t.fail(`${wrongReplay}; ${context()}`)
         break
@@ -122,23 +154,61 @@ for (const seed of [1, 2, 3])
   })
 
 /** Replays the log with a crash in between, then again. @returns what is wrong, or undefined */
-function crashOfReplay(
-  crashed: MemoryStorage,
-  done: readonly Done[],
-  moment: number,
-  random: () => number,
-): string | undefined {
+function crashOfReplay(life: Life, crashed: MemoryStorage, moment: number, random: () => number): string | undefined {
   const replay = new Recorder()
   const recording = replay.record(crashed)
   vhdx.open(contextOf(recording, false))
-  const whole = bytesAt(crashed, 3 * MiB, 5 * MiB)
+  const whole = bytesAt(crashed, 3 * MiB, TABLE)
   for (let i = 0; i < 4; i++) {
     const stop = Math.floor(random() * (replay.length + 1))
     const [again] = replay.crash(stop, Math.floor(random() * 2 ** 31), 512)
-    const wrong = check(again!, done, moment, false)
+    const wrong = check(life, again!, moment, false)
     if (wrong !== undefined) return `replay stopped at ${stop} of ${replay.length}: ${wrong}`
-    if (Buffer.compare(bytesAt(again!, 3 * MiB, 5 * MiB), whole) !== 0)
+    if (Buffer.compare(bytesAt(again!, 3 * MiB, TABLE), whole) !== 0)
       return `replay stopped at ${stop} of ${replay.length}: the table is not the same`
   }
   return undefined
 }
+
+t.test('a commit of several entries, of which the first alone came to the disk', async (t) => {
+  const kind = KINDS[1]!
+  const recorder = new Recorder()
+  const [top, ...parents] = newImage(kind)
+  const image = openStorages([recorder.record(top!), ...parents])
+  const done: Done[] = []
+  const commit = (from: number, to: number) => {
+    for (let place = from; place < to; place++) {
+      done.push({ place, value: 9, began: recorder.length, flushed: Number.POSITIVE_INFINITY })
+      image.write(new Uint8Array(512).fill(9), 0, 512, place * kind.apart)
+    }
+    const before = recorder.length
+    image.flush()
+    for (const step of done) step.flushed = Math.min(step.flushed, recorder.length)
+    return before
+  }
+  commit(0, 1)
+  const before = commit(1, 80)
+  const entries = recorder
+    .describe(before)
+    .map((line, i) => (/"offset":1[0-9]{6},"length":[0-9]{5,}/.test(line) ? before + i : -1))
+    .filter((moment) => moment >= 0)
+  t.equal(entries.length, 2, 'entries')
+  image.close()
+  const life = { kind, done, parents }
+  let partial = 0
+  for (const moment of [before, entries[0]!, entries[0]! + 1, entries[1]!, entries[1]! + 1, entries[1]! + 2]) {
+    const [crashed] = recorder.prefix(moment)
+    t.equal(check(life, crashed!, moment, true), undefined, `moment ${moment}`)
+    const { layout } = vhdx.open(contextOf(crashed!))
+    const whole = openStorages([crashed!, ...parents], { readOnly: true })
+    const sector = new Uint8Array(512)
+    let there = 0
+    for (let place = 0; place < 80; place++) {
+      whole.read(sector, 0, 512, place * kind.apart)
+      if (sector[0] === 9) there++
+    }
+    whole.close()
+    if (layout.logEntries === 1 && there > 1 && there < 80) partial++
+  }
+  t.ok(partial > 0, 'a part of the commit was replayed')
+})

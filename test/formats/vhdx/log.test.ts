@@ -115,10 +115,10 @@ t.test('a replay ends with an empty log and other GUIDs', async (t) => {
 t.test('a sequence of several entries, of which the tail is the first that counts', async (t) => {
   const second = entryBytes(2)
   const third = second + entryBytes(1)
-  const entries = [filling(0, 100n, [0, 1]), filling(second, 101n, [1], second), filling(third, 102n, [2], second)]
-  t.same(replayed(t, logged(entries), [0, 1, 2]), [0, 2, 4], 'the entry in front of the tail is left out')
+  const entries = [filling(0, 110n, [0, 1]), filling(second, 111n, [1], second), filling(third, 112n, [2], second)]
+  t.same(replayed(t, logged(entries), [0, 1, 2]), [0, 12, 14], 'the entry in front of the tail is left out')
   const all = entries.map((e) => ({ ...e, tail: 0 }))
-  t.same(replayed(t, logged(all), [0, 1, 2]), [0, 2, 4], 'later entries come later')
+  t.same(replayed(t, logged(all), [0, 1, 2]), [10, 12, 14], 'later entries come later')
 })
 
 t.test('a sequence that wraps around, and an entry that does', async (t) => {
