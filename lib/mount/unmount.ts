@@ -55,7 +55,8 @@ async function awaitServer(entry: RegistryEntry, notice: (message: string) => vo
     told = true
     notice(`waiting for the server (pid ${entry.pid}) to write ${entry.image}`)
   }
-  const left = find(entry.mountpoint)
+  // Of one that was dead already, `list` may have taken the entry away meanwhile.
+  const left = wasAlive ? find(entry.mountpoint) : entry
   // Nothing left: it ended well. Another pid: so it did, and the next mount is there already.
   if (!left || left.pid !== entry.pid || left.startTime !== entry.startTime) return
   const state = stateOf(left)

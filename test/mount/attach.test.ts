@@ -260,7 +260,8 @@ t.test('attach interrupted: nothing is left, or what detach ends; it can be repe
       return device !== undefined
     })
     // It may be about to end all by itself, having found nobody to tell that it is ready.
-    const { code, err } = vdiskfs(['detach', device!])
+    // By the image: the device may be somebody else's by now.
+    const { code, err } = vdiskfs(['detach', path])
     if (code !== 0) t.match(err, /is not attached/, `after ${moment} ms`)
     await settled(path)
     isGone(t, path)
@@ -282,7 +283,7 @@ t.test('detach interrupted: it can be repeated', needsMounts, async (t) => {
     await sleep(moment)
     command.child.kill('SIGKILL')
     await command.ended
-    const { code, err } = vdiskfs(['detach', device])
+    const { code, err } = vdiskfs(['detach', path])
     if (code !== 0) t.match(err, /is not attached/, `after ${moment} ms`)
     await settled(path)
     isGone(t, path)
