@@ -116,7 +116,8 @@ export class WorkerPool {
     slot.clear()
     const shared = this.#shared
     const transport: WorkerContext = { fd, thread, negotiated, shared, slots: this.#slots, cachePolicy }
-    const worker = new Worker(entry, { workerData: { ...data?.(thread), transport } })
+    // A worker's pipes are made, and closed, outside of what Node keeps count of.
+    const worker = new Worker(entry, { workerData: { ...data?.(thread), transport }, trackUnmanagedFds: false })
     const running: Running = { thread, slot, serving: false, error: undefined }
     this.#running.set(thread, running)
     trace('worker %d starts', thread)
