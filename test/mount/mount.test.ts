@@ -72,6 +72,22 @@ await overTransports(t, 'the file is there when mount returns, and its bytes are
   t.equal(listedAt(mount.mountpoint), undefined)
 })
 
+await overTransports(t, 'requests are as large as the transport takes them', [], async (t) => {
+  // A MiB in as many; with the defaults of libfuse it would be 256 writes.
+  const expected: Record<string, number> = { kernel: 2, 'fuse-native': 8 }
+  const mount = mountImage(t, rawImage(t), ['--format=raw'])
+  must('dd', ['if=/dev/zero', `of=${mount.raw}`, 'bs=1M', 'count=1', 'oflag=direct', 'conv=notrunc', 'status=none'])
+  must('dd', [`if=${mount.raw}`, 'of=/dev/null', 'bs=1M', 'count=1', 'iflag=direct', 'status=none'])
+  const [entry] = JSON.parse(vdiskfsMust(['list', '--json', '--stats', mount.mountpoint]))
+  for (const kind of ['read', 'write'])
+    t.match(
+      entry.statistics.requests.find((request: { kind: string }) => request.kind === kind),
+      { count: expected[currentTransport()], bytes: MiB, failed: 0 },
+      kind,
+    )
+  mount.umount()
+})
+
 await overTransports(t, 'list tells what is mounted', [], async (t) => {
   const image = rawImage(t)
   const mount = mountImage(t, image, ['--format', 'raw', '--umask', '022', '--workers=3', '-r'])
