@@ -63,8 +63,7 @@ t.test('works in worker threads', async (t) => {
   const codes = await Promise.all(
     [1, 2, 3].map(async () => {
       const worker = new Worker(new URL(`data:text/javascript,${encodeURIComponent(code)}`))
-      const [message] = await once(worker, 'message')
-      await once(worker, 'exit')
+      const [[message]] = await Promise.all([once(worker, 'message'), once(worker, 'exit')])
       return message
     }),
   )

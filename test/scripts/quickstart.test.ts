@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { MiB, parseSize } from '../../lib/util/sizes.js'
 import { needsMounts } from '../support/mounts.js'
-import { must, run } from '../support/run.js'
+import { must, run, until } from '../support/run.js'
 import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
 
 const QUICKSTART = fileURLToPath(new URL('../../../scripts/quickstart', import.meta.url))
@@ -74,7 +74,8 @@ for (const mark of ['$ vdiskfs list', '$ mount /dev/loop', '$ fstrim'])
   t.test(`interrupted at ${mark}`, needsMounts, async (t) => {
     const folder = workFolder(t)
     t.equal(await interruptedAt(mark, folder), 143)
-    t.strictSame(leftIn(folder), [])
+    // A file system that was busy lets go of its loop device a little later.
+    await until('nothing is left', () => leftIn(folder).length === 0)
   })
 
 t.test('it says how it is used', async (t) => {

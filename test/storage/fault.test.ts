@@ -112,8 +112,7 @@ t.test('orders and counts hold for all threads', async (t) => {
     [1, 2].map(async () => {
       const url = new URL(`data:text/javascript,${encodeURIComponent(code)}`)
       const worker = new Worker(url, { workerData: { module, handle: storage.handle() } })
-      const [failed] = await once(worker, 'message')
-      await once(worker, 'exit')
+      const [[failed]] = await Promise.all([once(worker, 'message'), once(worker, 'exit')])
       return failed as number
     }),
   )
