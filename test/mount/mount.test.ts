@@ -73,7 +73,7 @@ await overTransports(t, 'the file is there when mount returns, and its bytes are
 })
 
 await overTransports(t, 'requests are as large as the transport takes them', [], async (t) => {
-  // A MiB in as many; with the defaults of libfuse it would be 256 writes.
+  // So many for a MiB.
   const expected: Record<string, number> = { kernel: 2, 'fuse-native': 8 }
   const mount = mountImage(t, rawImage(t), ['--format=raw'])
   must('dd', ['if=/dev/zero', `of=${mount.raw}`, 'bs=1M', 'count=1', 'oflag=direct', 'conv=notrunc', 'status=none'])
