@@ -395,7 +395,14 @@ export class Image {
       metadata.reserve(driver.changeSectors)
       try {
         const { zero, length: below } = this.#below(offset, n)
-        return metadata.exclusive(() => driver.release!(offset, below, zero))
+        metadata.epochs.enter()
+        try {
+          const done = metadata.exclusive(() => driver.release!(offset, below, zero))
+          metadata.space.punchDiscarded()
+          return done
+        } finally {
+          metadata.epochs.leave()
+        }
       } finally {
         metadata.unreserve()
       }

@@ -20,6 +20,8 @@ export class SpaceList {
   readonly #files: readonly FileRef[]
   readonly #file: number
   readonly #capacity: number
+  /** What this thread discarded just now, offset and length by turns. */
+  #discarded: number[] = []
 
   /** @param file the number of the file whose space this is about: what is freed and taken here is that file's. */
   constructor(views: SharedViews, lock: RwLock, files: readonly FileRef[], file: number) {
@@ -47,6 +49,26 @@ export class SpaceList {
     v.pendingLength[n] = length
     v.pendingFile[n] = this.#file
     v.control[Control.SPACE_PENDING] = n + 1
+  }
+
+  /**
+   * Frees a range that may lose its content at once, because what referred to it reads as zeros now and may do so after
+   * a crash as well. Exclusive lock, inside of an epoch; `punchDiscarded` follows.
+   */
+  discard(offset: number, length: number): void {
+    this.free(offset, length)
+    this.#discarded.push(offset, length)
+  }
+
+  /**
+   * Gives the host space of what was discarded back without waiting for the commit: nobody can take it before this thread
+   * leaves its epoch. No lock held.
+   */
+  punchDiscarded(): void {
+    const ranges = this.#discarded
+    if (ranges.length === 0) return
+    this.#discarded = []
+    for (let i = 0; i < ranges.length; i += 2) this.#punch(this.#file, ranges[i]!, ranges[i + 1]!)
   }
 
   /** Takes exactly `length` bytes, which read as zeros. @returns their offset, or -1. Exclusive lock. */

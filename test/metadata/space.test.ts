@@ -37,6 +37,22 @@ t.test('what is freed can be taken after the next commit, and reads as zeros', a
   t.same([after[4095], after[4096], after[12287], after[12288]], [9, 0, 0, 9])
 })
 
+t.test('what is discarded is punched at once, and taken after the commit', async (t) => {
+  const { metadata, recorder, take, space, storage } = make()
+  metadata.epochs.enter()
+  metadata.exclusive(() => space.discard(4096, 8192))
+  t.same(recorder.describe(), [], 'not under the lock')
+  space.punchDiscarded()
+  metadata.epochs.leave()
+  t.same(recorder.describe(), ['0: file 0 punch {"offset":4096,"length":8192}'])
+  t.equal(contents(storage)[4096], 0)
+  t.equal(take(8192), -1)
+  space.punchDiscarded()
+  t.equal(recorder.length, 1, 'once')
+  metadata.commit()
+  t.equal(take(8192), 4096)
+})
+
 t.test('a barrier comes between the punch and what is put there', async (t) => {
   const { metadata, recorder, free } = make()
   free(0, 512)

@@ -13,6 +13,9 @@ export const stateOf = (low: number) => low & 7
 /** The byte offset in the file that an entry gives: FileOffsetMB is its bits 20 to 63. */
 export const placeOf = (low: number, high: number) => (high * 4096 + (low >>> 20)) * UNIT
 
+/** Bits 3 to 19, which have to be zeros. */
+export const reservedOf = (low: number) => (low >>> 3) & 0x1ffff
+
 /** The two words of an entry. @param place a multiple of 1 MiB */
 export function encodeEntry(state: number, place: number): [low: number, high: number] {
   const unit = place / UNIT

@@ -9,8 +9,8 @@
  * 3. barrier
  * 4. entries of the table and sector bitmaps, in one log entry; barrier; then in place (see `Journal`)
  *
- * Steps 3 and 4 are one commit. Blocks that were freed are punched after the commit that removed them from the table,
- * and only then used again.
+ * Steps 3 and 4 are one commit. Blocks that were given back are punched at once, since zeros are what they hold then, and
+ * used again after the commit that removed them from the table.
  *
  * Blocks that are given back become ZERO, with no place: UNMAPPED could show the old data in other programs. A sector
  * bitmap block stays once it is there, so that no old log entry can ever write over a block's data.
@@ -255,13 +255,13 @@ export class BlockDriver implements Driver {
       // A place that UNMAPPED or UNDEFINED keeps was never checked: it is found to be free at the next opening.
       if (!hasData(state)) continue
       if (place !== from + length) {
-        if (length > 0) space.free(from, length)
+        if (length > 0) space.discard(from, length)
         from = place
         length = 0
       }
       length += blockSize
     }
-    if (length > 0) space.free(from, length)
+    if (length > 0) space.discard(from, length)
     this.#state[State.CHANGED] = 1
   }
 

@@ -1,6 +1,7 @@
 /** VHDX, as the registry knows it. */
 
 import type { Format } from '../driver.js'
+import { checkVhdx } from './check.js'
 import { createVhdx, VHDX_OPTIONS } from './create.js'
 import { BlockDriver } from './driver.js'
 import { vhdxFacts } from './facts.js'
@@ -19,4 +20,5 @@ export const vhdx: Format<VhdxLayout> = {
   attach: (layout, context) => new BlockDriver(layout, context),
   create: createVhdx,
   facts: vhdxFacts,
+  check: checkVhdx,
 }

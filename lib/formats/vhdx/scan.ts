@@ -2,7 +2,7 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
-import { placeOf, stateOf } from './bat.js'
+import { placeOf, reservedOf, stateOf } from './bat.js'
 import { BITMAP_BYTES, checkPlace, ENTRY_BYTES, Payload, UNIT, usedOf, type VhdxLayout } from './layout.js'
 
 const CHUNK_BYTES = 262144
@@ -16,6 +16,8 @@ export interface Entry {
   readonly state: number
   /** Byte offset in the file. */
   readonly place: number
+  /** Bits that have to be zeros. */
+  readonly reserved: number
 }
 
 /**
@@ -49,7 +51,7 @@ function entryAt({ chunkRatio }: VhdxLayout, index: number, low: number, high: n
   const inChunk = index % (chunkRatio + 1)
   const isBitmap = inChunk === chunkRatio
   const block = isBitmap ? chunk : index - chunk
-  return { block, isBitmap, state: stateOf(low), place: placeOf(low, high) }
+  return { block, isBitmap, state: stateOf(low), place: placeOf(low, high), reserved: reservedOf(low) }
 }
 
 /** How an entry's space is told to be in use. */
@@ -80,7 +82,7 @@ export interface Range {
 }
 
 /** Units of 1 MiB of the file in which gaps are looked for: 128 TiB, in 16 MiB of memory. */
-const MAX_UNITS = 2 ** 27
+export const MAX_UNITS = 2 ** 27
 /** More gaps than the list of free space can hold are of no use. */
 const MAX_GAPS = 16384
 
