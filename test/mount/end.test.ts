@@ -21,7 +21,7 @@ import { overTransports } from '../support/transports.js'
 const MiB = 1 << 20
 
 // Many programs are started here, one after the other, and some of them wait for two seconds.
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 
 function rawImage(t: TestCase): string {
   const path = join(temporaryFolder(t), 'disk.img')

@@ -13,7 +13,7 @@ import { overTransports } from '../support/transports.js'
 const MiB = 1 << 20
 
 // Many programs are started here, one after the other, and some of them wait for two seconds.
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 /** qemu-img's names, where they are others. */
 const QEMU: Readonly<Record<string, string>> = { vhd: 'vpc' }
 

@@ -28,7 +28,7 @@ import { currentTransport, overTransports } from '../support/transports.js'
 const MiB = 1 << 20
 
 // Many programs are started here, one after the other, and some of them wait for two seconds.
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 
 /** A raw image of 16 MiB with some data at 1 MiB. */
 function rawImage(t: TestCase, name = 'disk.img'): string {

@@ -19,7 +19,7 @@ import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
 
 const MiB = 1 << 20
 
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 
 /** A raw image with a partition table. */
 function partitioned(t: TestCase, script: string): string {

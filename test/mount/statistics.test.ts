@@ -20,7 +20,7 @@ import { type TestCase, temporaryFolder } from '../support/temp.js'
 const MiB = 1 << 20
 
 // Many programs are started here, one after the other.
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 
 interface Statistics {
   readonly workers: number

@@ -7,7 +7,7 @@ import { type Result, until } from '../support/run.js'
 import type { TestCase } from '../support/temp.js'
 import { STRANGER, USER, userWorld } from '../support/user.js'
 
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 
 /** In the namespace: the helper in /sbin, or `vdiskfs` in a folder for the PATH; and an fstab. */
 const PROGRAMS = `

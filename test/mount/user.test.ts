@@ -10,7 +10,7 @@ import type { TestCase } from '../support/temp.js'
 import { currentTransport, overTransports } from '../support/transports.js'
 import { STRANGER, USER, type UserWorld, userWorld } from '../support/user.js'
 
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 
 /** An image and a mount point of the user's. */
 async function setUp(t: TestCase, conf?: readonly string[], also?: string) {

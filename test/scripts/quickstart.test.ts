@@ -13,7 +13,7 @@ import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
 
 const QUICKSTART = fileURLToPath(new URL('../../../scripts/quickstart', import.meta.url))
 
-t.setTimeout(120_000)
+t.setTimeout(400_000)
 
 /** Mount points below a folder, the last mounted first. */
 function mountsIn(folder: string): string[] {
