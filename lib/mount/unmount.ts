@@ -37,17 +37,18 @@ export async function endMount(path: string, notice: (message: string) => void):
   if (!entry && !mount) throw new VdiskError('NOT_FOUND', `${path} is not mounted`)
   const ours = mount !== undefined && isOurType(mount.type)
   if (!entry && !ours) throw new VdiskError('NOT_FOUND', `${path} is a mount of type ${mount?.type}, not of vdiskfs`)
+  // Asked before: a quick server is gone by the time the unmounting program has ended.
+  const wasAlive = entry !== undefined && isAlive(entry)
   if (ours) {
     const transport = await findTransport(entry?.options.transport ?? DEFAULT_TRANSPORT)
     await unmountOrSay(mountpoint, transport)
   }
-  if (entry) await awaitServer(entry, notice)
+  if (entry) await awaitServer(entry, wasAlive, notice)
   else notice(`${mountpoint} is unmounted; its server is not in the registry of this user, so it was not waited for`)
 }
 
-async function awaitServer(entry: RegistryEntry, notice: (message: string) => void): Promise<void> {
+async function awaitServer(entry: RegistryEntry, wasAlive: boolean, notice: (message: string) => void): Promise<void> {
   const start = Date.now()
-  const wasAlive = isAlive(entry)
   let told = false
   while (isAlive(entry)) {
     await sleep(WAIT_INTERVAL)
