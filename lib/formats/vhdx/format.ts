@@ -7,6 +7,7 @@ import { BlockDriver } from './driver.js'
 import { vhdxFacts } from './facts.js'
 import type { VhdxLayout } from './layout.js'
 import { openVhdx, probeVhdx, VHDX } from './open.js'
+import { resizeVhdx } from './resize.js'
 
 export const vhdx: Format<VhdxLayout> = {
   name: VHDX,
@@ -21,4 +22,5 @@ export const vhdx: Format<VhdxLayout> = {
   create: createVhdx,
   facts: vhdxFacts,
   check: checkVhdx,
+  resize: (layout, files, size) => resizeVhdx(layout, files[0]!, size),
 }

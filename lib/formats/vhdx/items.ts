@@ -107,6 +107,15 @@ export function readItems(storage: Storage, region: RegionEntry): Items {
   return items
 }
 
+/** Byte offset in the file of an item of the system's. @throws CORRUPT */
+export function findItem(storage: Storage, region: RegionEntry, item: string): number {
+  const table = new Uint8Array(TABLE_BYTES)
+  storage.read(table, 0, TABLE_BYTES, region.fileOffset)
+  const entry = checkTable(table, region, storage.path).get(item)
+  if (!entry) throw new VdiskError('CORRUPT', `VHDX metadata: item ${item} is missing`, { path: storage.path })
+  return region.fileOffset + entry.offset
+}
+
 function checkItems(items: Items, fail: (text: string) => VdiskError): void {
   const { size, blockSize, sectorSize, physicalSectorSize } = items
   if (blockSize < MIN_BLOCK_SIZE || blockSize > MAX_BLOCK_SIZE || !Number.isInteger(Math.log2(blockSize)))

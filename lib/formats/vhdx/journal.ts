@@ -22,24 +22,16 @@
 
 import { randomBytes } from 'node:crypto'
 import type { DirtyBatch } from '../../metadata/commit.js'
-import { crc32c } from '../../util/checksum.js'
 import { VdiskError } from '../../util/errors.js'
 import { formatGuid, NIL_GUID } from '../../util/guid.js'
-import { MiB } from '../../util/sizes.js'
 import type { LayerContext } from '../driver.js'
 import { updateHeaders } from './header.js'
 import { ENTRY_BYTES, State, type VhdxLayout } from './layout.js'
-import { DATA_DESCRIPTOR, DESCRIPTOR_BYTES, ENTRY_HEADER, LEADING, LOG_SECTOR, Signature, TRAILING } from './log.js'
+import { LOG_SECTOR } from './log.js'
+import { encodeEntry, PAGES_PER_ENTRY } from './log-entry.js'
 
 const DIRTY_SECTOR = 512
-/** Pages that one entry takes: with more, descriptors fill a second sector, and QEMU (7.2) fails to read those. */
-const PAGES_PER_ENTRY = Math.floor((LOG_SECTOR - ENTRY_HEADER.size) / DESCRIPTOR_BYTES)
 const GUID_WORDS = 4
-
-const signature = (word: number) =>
-  String.fromCharCode(word & 0xff, (word >> 8) & 0xff, (word >> 16) & 0xff, word >>> 24)
-const DATA_DESCRIPTOR_SIGNATURE = signature(Signature.DATA)
-const ENTRY_SIGNATURE = signature(Signature.ENTRY)
 
 /** Bytes of the entries for so many pages. */
 function bytesFor(pages: number): number {
@@ -191,31 +183,23 @@ export class Journal {
     const length = LOG_SECTOR * (1 + pages.length)
     if (this.#buffer.length < length) this.#buffer = new Uint8Array(length)
     const entry = this.#buffer.subarray(0, length)
-    entry.fill(0, 0, LOG_SECTOR)
     // Never given twice, also not to an entry that was not finished: what is left of it cannot be taken for a part of
     // another.
     const sequence = state[State.LOG_SEQUENCE]!
     state[State.LOG_SEQUENCE] = sequence + 1
     const [limit, next] = metadata.shared(() => [state[State.LIMIT]!, state[State.NEXT]!] as const)
-    const header = {
-      signature: ENTRY_SIGNATURE,
-      checksum: 0,
-      entryLength: length,
-      tail,
-      sequenceNumber: BigInt(sequence),
-      descriptorCount: pages.length,
-      reserved: 0,
-      logGuid: formatGuid(new Uint8Array(guid.buffer), 'mixed'),
-      flushedFileOffset: BigInt(Math.floor(limit / MiB) * MiB),
-      lastFileOffset: BigInt(next),
-    }
-    ENTRY_HEADER.write(header, entry)
     pages.forEach((page, i) => {
-      const sector = entry.subarray(LOG_SECTOR * (1 + i), LOG_SECTOR * (2 + i))
-      this.#fill(sector, page)
-      DATA_DESCRIPTOR.write(encodePage(sector, page.offset, sequence), entry, ENTRY_HEADER.size + i * DESCRIPTOR_BYTES)
+      this.#fill(entry.subarray(LOG_SECTOR * (1 + i), LOG_SECTOR * (2 + i)), page)
     })
-    new DataView(entry.buffer).setUint32(ENTRY_HEADER.offsetOf('checksum'), crc32c(entry), true)
+    const header = {
+      tail,
+      sequence,
+      guid: formatGuid(new Uint8Array(guid.buffer), 'mixed'),
+      fileSize: limit,
+      end: next,
+    }
+    const offsets = pages.map(({ offset }) => offset)
+    encodeEntry(entry, header, offsets)
     return entry
   }
 
@@ -232,20 +216,4 @@ export class Journal {
 function newGuid(): Uint32Array {
   const bytes = new Uint8Array(randomBytes(16))
   return new Uint32Array(bytes.buffer)
-}
-
-/** Makes a page a data sector. @returns its descriptor. [MS-VHDX] 2.3.1.3, .4 */
-function encodePage(page: Uint8Array, fileOffset: number, sequence: number) {
-  const descriptor = {
-    signature: DATA_DESCRIPTOR_SIGNATURE,
-    trailingBytes: page.slice(LOG_SECTOR - TRAILING),
-    leadingBytes: page.slice(0, LEADING),
-    fileOffset,
-    sequenceNumber: BigInt(sequence),
-  }
-  const view = new DataView(page.buffer, page.byteOffset, LOG_SECTOR)
-  view.setUint32(0, Signature.SECTOR, true)
-  view.setUint32(4, Math.floor(sequence / 2 ** 32), true)
-  view.setUint32(LOG_SECTOR - TRAILING, sequence % 2 ** 32, true)
-  return descriptor
 }

@@ -55,6 +55,11 @@ export interface Geometry {
   readonly entries: number
 }
 
+/** Where the log is, by the header. */
+export function logArea({ logOffset, logLength }: Header): Area {
+  return { name: 'log', start: logOffset, end: logOffset + logLength }
+}
+
 /** What became of the log when the image was opened. */
 export type LogState = 'empty' | 'replayed' | 'replayed in memory'
 

@@ -5,7 +5,7 @@ import { VdiskError } from '../../util/errors.js'
 import type { OpenContext, Opened, ParentRequest, Probe } from '../driver.js'
 import { type CurrentHeader, checkHeader, currentHeader, type Header, looksLikeVhdx, readIdentifier } from './header.js'
 import { readItems } from './items.js'
-import { ENTRY_BYTES, firstState, geometryOf, type LogState, type VhdxLayout } from './layout.js'
+import { ENTRY_BYTES, firstState, geometryOf, type LogState, logArea, type VhdxLayout } from './layout.js'
 import { parentCandidates, parentLinks, shownParent } from './locator.js'
 import { readRegions } from './regions.js'
 import { activeLog, replayInMemory, replayIntoFile } from './replay.js'
@@ -25,9 +25,7 @@ export function openVhdx(context: OpenContext): Opened<VhdxLayout> {
   checkHeader(current.header, path)
   const { storage, header, log, logEntries } = replay(context, current)
   const size = storage.size()
-  const { logOffset, logLength } = header
-  const logArea = { name: 'log', start: logOffset, end: logOffset + logLength }
-  const { bat, metadata, areas } = readRegions(storage, logArea, context.warn)
+  const { bat, metadata, areas } = readRegions(storage, logArea(header), context.warn)
   const items = readItems(storage, metadata)
   const layout: VhdxLayout = {
     path,

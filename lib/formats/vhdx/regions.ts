@@ -56,6 +56,8 @@ export function readRegionTable(
 export interface Regions {
   readonly bat: RegionEntry
   readonly metadata: RegionEntry
+  /** All entries of the table. */
+  readonly entries: readonly RegionEntry[]
   /** All regions, known or not, with the header section and the log: sorted. */
   readonly areas: readonly Area[]
 }
@@ -110,7 +112,7 @@ function checkRegions(entries: readonly RegionEntry[], log: Area, path: string):
     const text = `the ${area.name} at bytes ${area.start} to ${area.end} lies over the ${before.name}`
     throw fail('CORRUPT', `${text} at ${before.start} to ${before.end}`)
   })
-  return { bat, metadata, areas }
+  return { bat, metadata, entries, areas }
 }
 
 /** Where the regions are that a sound copy of the table names; nothing where there is none. Not checked. */
