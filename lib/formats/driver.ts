@@ -230,6 +230,8 @@ export interface Opened<Layout> {
   readonly layout: Layout
   /** Size of the disk in bytes. */
   readonly size: number
+  /** Bytes of the disk's logical sectors, in which its partition table counts; 512 where nothing is said. */
+  readonly sectorSize?: number | undefined
   readonly parent?: ParentRequest | undefined
   /** First values of `LayerContext.state`. */
   readonly state: readonly number[]

@@ -28,6 +28,7 @@ export interface LayerHandle {
   readonly format: string
   readonly layout: unknown
   readonly size: number
+  readonly sectorSize: number
   /** Numbers of its files among the image's. */
   readonly files: readonly number[]
   readonly stateStart: number
@@ -51,6 +52,8 @@ export class Image {
   readonly path: string
   /** Bytes. */
   readonly size: number
+  /** Bytes of the disk's logical sectors. */
+  readonly sectorSize: number
   readonly readOnly: boolean
   /** The top layer's format. */
   readonly format: string
@@ -72,6 +75,7 @@ export class Image {
     this.#shape = handle
     this.path = top.path
     this.size = top.size
+    this.sectorSize = top.sectorSize
     this.readOnly = handle.readOnly
     this.format = top.format
     this.#files = storages.map((storage, index) => ({ index, storage }))

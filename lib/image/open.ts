@@ -9,6 +9,9 @@ import { MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, detectFormat, type Layer, openChain } from './chain.js'
 import { Image, type ImageShape, type LayerHandle } from './image.js'
 
+/** What the sectors of a disk are that does not say so. */
+const SECTOR = 512
+
 export const DEFAULT_CACHE_SIZE = 32 * MiB
 
 export interface OpenOptions {
@@ -98,6 +101,7 @@ function makeShape(layers: readonly Layer[], readOnly: boolean, options: OpenOpt
       format: layer.format.name,
       layout: layer.opened.layout,
       size: layer.opened.size,
+      sectorSize: layer.opened.sectorSize ?? SECTOR,
       files: filesOf(layer).map((_, i) => firstFile + i),
       stateStart,
       state: layer.opened.state,

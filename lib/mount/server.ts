@@ -102,7 +102,7 @@ async function begin(
 
 /** What is wrong with the table is for the user to know. `attached`: a disk without one is nothing to speak of. */
 function partitionTable(image: Image, attached: boolean, listener: Listener): PartitionTable {
-  const table = readPartitionTable(image)
+  const table = readPartitionTable(image, image.sectorSize)
   const name = basename(image.path)
   for (const text of table.warnings) listener.warning(`${name}: ${text}`)
   if (table.label === 'none' && !attached) listener.warning(`${name}: there is no partition table on this disk`)

@@ -62,7 +62,8 @@ async function runChild(config: ServerConfig, log: number) {
   child.stdin!.on('error', (error) => trace('the server did not read its configuration: %O', error))
   child.stdin!.end(JSON.stringify(config))
   const report = child.stdio[3] as Readable
-  const messages = decodeMessages(await Promise.race([text(report), exited.then(() => text(report))]))
+  const words = text(report)
+  const messages = decodeMessages(await Promise.race([words, exited.then(() => words)]))
   trace('server %d says %o', child.pid, messages)
   const ready = messages.at(-1)?.type === 'ready'
   const ending = ready ? '' : await exited

@@ -43,7 +43,8 @@ export function openVhdx(context: OpenContext): Opened<VhdxLayout> {
   }
   checkTable(layout, bat.length, size)
   const parent = layout.differencing ? parentRequest(layout, context.path) : undefined
-  const opened = { layout, size: layout.size, parent, state: firstState(size) }
+  const { sectorSize } = layout
+  const opened = { layout, size: layout.size, sectorSize, parent, state: firstState(size) }
   return storage === context.storage ? opened : { ...opened, storage }
 }
 
