@@ -54,7 +54,8 @@ t.test('the sample', needsMounts, async (t) => {
   const sizes = [...out.matchAll(/^(\S+)\tsample\.vhd$/gm)].map((match) => parseSize(match[1]!))
   t.equal(sizes.length, 2)
   t.ok(sizes[0]! >= 64 * MiB, `the image holds the file: ${sizes[0]} bytes`)
-  t.ok(sizes[1]! <= sizes[0]! - 60 * MiB, `and gives its space back: ${sizes[1]} bytes`)
+  // du rounds up, and the file system has written a little of its own meanwhile.
+  t.ok(sizes[1]! <= 16 * MiB, `and gives its space back: ${sizes[1]} bytes are left`)
   t.strictSame(leftIn(folder), [])
 })
 
