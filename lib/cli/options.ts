@@ -119,6 +119,7 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'granularity', short: 'g', value: 'SIZE', help: 'how much one bit stands for (add)', on: ['bitmap'] },
   { name: 'stats', help: 'what was asked of each mount, how long it took, and the cache hits', on: ['list'] },
   { name: 'chain', help: 'the parents too, the image first', on: ['info'] },
+  { name: 'log', help: "the entries of a VHDX's log, and what a replay would change", on: ['info'] },
   { name: 'start-offset', short: 's', value: 'SIZE', help: 'begin at this byte of the disk', on: ['map'] },
   { name: 'max-length', short: 'l', value: 'SIZE', help: 'look at this many bytes at most', on: ['map'] },
   { name: 'quiet', short: 'q', help: 'print nothing', on: ['create', 'convert', 'compare', 'check', 'resize'] },

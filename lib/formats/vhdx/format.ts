@@ -6,6 +6,7 @@ import { createVhdx, VHDX_OPTIONS } from './create.js'
 import { BlockDriver } from './driver.js'
 import { vhdxFacts } from './facts.js'
 import type { VhdxLayout } from './layout.js'
+import { describeLog } from './log-facts.js'
 import { openVhdx, probeVhdx, VHDX } from './open.js'
 import { resizeVhdx } from './resize.js'
 
@@ -22,5 +23,6 @@ export const vhdx: Format<VhdxLayout> = {
   create: createVhdx,
   facts: vhdxFacts,
   check: checkVhdx,
+  log: describeLog,
   resize: (layout, files, size) => resizeVhdx(layout, files[0]!, size),
 }
