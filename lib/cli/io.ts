@@ -1,5 +1,7 @@
 /** Where the command line writes to, so that tests and other programs can run it without a process of its own. */
 
+import { printable } from '../util/errors.js'
+
 export interface Io {
   /** Facts: what was asked for. */
   out(text: string): void
@@ -11,6 +13,8 @@ export interface Io {
   readonly errColumns?: number | undefined
 }
 
+const printableLines = (text: string): string => text.split('\n').map(printable).join('\n')
+
 /** The streams of this process. A reader that goes away (`vdiskfs map … | head`) ends the process quietly. */
 export function processIo(): Io {
   const quiet = (error: NodeJS.ErrnoException) => {
@@ -20,7 +24,8 @@ export function processIo(): Io {
   process.stdout.on('error', quiet)
   process.stderr.on('error', quiet)
   return {
-    out: (text) => void process.stdout.write(text),
+    // Names in images are strangers' texts.
+    out: (text) => void process.stdout.write(printableLines(text)),
     err: (text) => void process.stderr.write(text),
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
     errColumns: process.stderr.isTTY ? process.stderr.columns : undefined,
