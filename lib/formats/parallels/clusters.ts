@@ -194,13 +194,17 @@ export class ClusterCheck {
     const to = this.#end
     if (to / unit > MAX_ENTRY) return false
     this.#r.mark()
+    const { storage } = this.#r
     const buffer = new Uint8Array(Math.min(CHUNK, clusterSize))
-    for (let done = 0; done < clusterSize; done += buffer.length) {
-      const count = Math.min(buffer.length, clusterSize - done)
-      buffer.fill(0, this.#r.storage.read(buffer, 0, count, from + done))
-      this.#r.storage.write(buffer, 0, count, to + done)
+    const end = Math.min(from + clusterSize, storage.size())
+    storage.truncate(to + clusterSize)
+    // A cluster can be said to be of any size, and is mostly a hole then.
+    for (let at = storage.nextData(from); at < end; at = storage.nextData(at)) {
+      const count = storage.read(buffer, 0, Math.min(buffer.length, end - at), at)
+      storage.write(buffer, 0, count, to + at - from)
+      at += count
     }
-    this.#r.storage.sync()
+    storage.sync()
     this.#end = to + clusterSize
     this.#setEntry(index, to)
     return true
