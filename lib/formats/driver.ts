@@ -134,7 +134,8 @@ export interface Driver {
    * Makes guest bytes from `offset` on read as zeros by changing metadata alone, and frees their host space.
    * Exclusive lock. `belowZero` says that the layers below read as zeros for all of the range.
    * @returns how many bytes were so changed (or were zeros already); 0 where the driver cannot do the first of them
-   * this way, for instance because the range does not cover a whole block. The engine then zeroes the data in place.
+   * this way, for instance because the range does not cover a whole block: the engine then zeroes the data in place.
+   * A negative number where room must be made by `grow` first.
    */
   release?(offset: number, length: number, belowZero: boolean): number
 

@@ -311,6 +311,16 @@ export class Image {
     }
   }
 
+  #grow(): void {
+    const { growth } = this.#metadata
+    growth.acquire()
+    try {
+      this.#top.grow!()
+    } finally {
+      growth.release()
+    }
+  }
+
   /** The whole blocks around a range. */
   #blocks(offset: number, length: number): readonly [start: number, end: number] {
     const { blockSize, blocks } = this.#top
@@ -401,7 +411,12 @@ export class Image {
         const { zero, length: below } = this.#below(offset, n)
         metadata.epochs.enter()
         try {
-          const done = metadata.exclusive(() => driver.release!(offset, below, zero))
+          const release = () => driver.release!(offset, below, zero)
+          let done = metadata.exclusive(release)
+          while (done < 0) {
+            this.#grow()
+            done = metadata.exclusive(release)
+          }
           metadata.space.punchDiscarded()
           return done
         } finally {
