@@ -47,11 +47,16 @@ export function repairRefcounts(storage: Storage): void {
     throw new VdiskError('CORRUPT', `it was left in use, and cannot be mended: ${first}`, { path: storage.path })
 }
 
+/** More are not kept in mind: flags are then judged by the references. */
+const MAX_WRONG = 2 ** 18
+
 class Check {
   readonly #storage: Storage
   readonly #m: Mending
   /** Behind the last cluster that anything refers to. */
   #used = 0
+  /** Refcounts that differ from the references, and stay so. */
+  readonly #wrong = new Map<number, number>()
 
   constructor(storage: Storage, mending: Mending) {
     this.#storage = storage
@@ -156,7 +161,9 @@ class Check {
       if (refcount > 0 || references > 0) this.#used = cluster + 1
       if (references === refcount) return refcount
       const wanted = runs.differs(cluster, refcount, references)
-      return recount.broken ? refcount : wanted
+      const next = recount.broken ? refcount : wanted
+      if (!all && next !== references && this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
+      return next
     })
     runs.end()
     if (all && (recount.broken || !complete)) {
@@ -170,9 +177,13 @@ class Check {
 
   #checkFlags({ shape }: Structure, roots: Roots, counts: Counts): void {
     const { all } = this.#m
-    checkCopied(this.#storage, shape, roots, counts, ({ offset, guest, host, kind, references, set }) => {
+    const refcounts = {
+      clusters: counts.clusters,
+      of: (cluster: number) => this.#wrong.get(cluster) ?? counts.of(cluster),
+    }
+    checkCopied(this.#storage, shape, roots, refcounts, ({ offset, guest, host, kind, refcount, set }) => {
       if (all) this.#m.mark()
-      const expected = kind === 'compressed cluster' ? 'never has it' : `has ${references} references`
+      const expected = kind === 'compressed cluster' ? 'never has it' : `has refcount ${refcount}`
       const message = `COPIED is ${set ? 'set' : 'not set'} for the ${kind} of the disk's byte ${guest}, at byte ${host}, which ${expected}`
       this.#m.report('corruption', 'copied', message, all, { offset, guest })
       return all

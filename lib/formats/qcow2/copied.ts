@@ -1,10 +1,15 @@
 /** The COPIED flags of the active tables: set exactly where the refcount is 1. */
 
 import type { Storage } from '../../storage/storage.js'
-import type { Counts } from './counts.js'
 import { COMPRESSED, COPIED, hostOffset } from './entries.js'
 import { pieces } from './pieces.js'
 import { l2EntrySize, l2Span, l2TableAt, type Roots, type Shape } from './walk.js'
+
+/** The refcounts of the clusters of a file. */
+export interface Refcounts {
+  readonly clusters: number
+  of(cluster: number): number
+}
 
 /** A flag that is not as it should be. */
 export interface WrongFlag {
@@ -14,7 +19,7 @@ export interface WrongFlag {
   /** Of the table or cluster that it refers to. */
   readonly host: number
   readonly kind: 'L2 table' | 'cluster' | 'compressed cluster'
-  readonly references: number
+  readonly refcount: number
   readonly set: boolean
 }
 
@@ -22,7 +27,7 @@ export interface WrongFlag {
 export type OnWrongFlag = (flag: WrongFlag) => boolean
 
 /** Looks at every flag, and changes those that `wrong` says. Not durable before a sync. */
-export function checkCopied(storage: Storage, shape: Shape, roots: Roots, counts: Counts, wrong: OnWrongFlag): void {
+export function checkCopied(storage: Storage, shape: Shape, roots: Roots, counts: Refcounts, wrong: OnWrongFlag): void {
   const flags = new Flags(storage, shape, counts, wrong)
   for (const { active, offset, entries } of roots.tables) if (active) flags.l1(offset, entries)
 }
@@ -30,10 +35,10 @@ export function checkCopied(storage: Storage, shape: Shape, roots: Roots, counts
 class Flags {
   readonly #storage: Storage
   readonly #shape: Shape
-  readonly #counts: Counts
+  readonly #counts: Refcounts
   readonly #wrong: OnWrongFlag
 
-  constructor(storage: Storage, shape: Shape, counts: Counts, wrong: OnWrongFlag) {
+  constructor(storage: Storage, shape: Shape, counts: Refcounts, wrong: OnWrongFlag) {
     this.#storage = storage
     this.#shape = shape
     this.#counts = counts
@@ -65,11 +70,11 @@ class Flags {
     })
   }
 
-  #isWrong(flag: Omit<WrongFlag, 'references'>): boolean {
+  #isWrong(flag: Omit<WrongFlag, 'refcount'>): boolean {
     const { clusterSize, dataFile } = this.#shape
     const own = dataFile && flag.kind === 'cluster'
-    const references = own ? 1 : flag.kind === 'compressed cluster' ? 0 : this.#counts.of(flag.host / clusterSize)
-    return (references === 1) !== flag.set && this.#wrong({ ...flag, references })
+    const refcount = own ? 1 : flag.kind === 'compressed cluster' ? 0 : this.#counts.of(flag.host / clusterSize)
+    return (refcount === 1) !== flag.set && this.#wrong({ ...flag, refcount })
   }
 
   /** Changes the flag of every entry for which `toggle` says so. */

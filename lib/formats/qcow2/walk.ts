@@ -102,7 +102,12 @@ export function l2Span(shape: Shape): number {
 }
 
 /** The offset of an L2 table in an L1 entry; undefined where there is none or it cannot be one. */
-export function l2TableAt(shape: Shape, counts: Counts, high: number, low: number): number | undefined {
+export function l2TableAt(
+  shape: Shape,
+  counts: { readonly clusters: number },
+  high: number,
+  low: number,
+): number | undefined {
   const offset = hostOffset(high, low)
   if (offset === 0 || offset % shape.clusterSize !== 0 || offset / shape.clusterSize >= counts.clusters)
     return undefined
