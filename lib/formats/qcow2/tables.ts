@@ -89,14 +89,6 @@ export class Tables {
     this.#l2.move(offset, offset + this.#layout.clusterSize)
   }
 
-  /** A new table at the selected place reads as zeros: its page around a cluster's entry need not be read. */
-  fresh(cluster: number): void {
-    const { clusterSize } = this.#layout
-    const at = this.#entryOf(cluster)
-    const length = Math.min(PAGE, clusterSize)
-    this.#l2.fresh(at - (at % length), length, 0)
-  }
-
   /** Number of the cluster behind the last whose entry is in the same page of the same L2 table. */
   pageEnd(cluster: number): number {
     return cluster - (cluster % this.#entriesPerPage) + this.#entriesPerPage
@@ -114,6 +106,14 @@ export class Tables {
     if (!this.#layout.extendedL2) return
     this.zeros = this.#l2.u32be(at + 8)
     this.allocated = this.#l2.u32be(at + 12)
+  }
+
+  /** As `look` at an entry of a new table, which is not read. */
+  nothing(): void {
+    this.hi = 0
+    this.lo = 0
+    this.zeros = 0
+    this.allocated = 0
   }
 
   /** Makes sure that `set` cannot miss a page. */
