@@ -92,6 +92,26 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./commands/create.js'),
   },
   {
+    name: 'convert',
+    summary: 'copy a disk into an image of another format',
+    positionals: [
+      { name: 'SOURCE', help: 'the image to read; it is not changed' },
+      { name: 'TARGET', help: 'the image to make; one that exists is replaced when the new one is complete' },
+    ],
+    examples: ['convert -O qcow2 disk.vhd disk.qcow2', 'convert -O vhdx -o block_size=1M disk.img disk.vhdx'],
+    load: () => import('./commands/convert.js'),
+  },
+  {
+    name: 'compare',
+    summary: 'whether two images show the same',
+    positionals: [
+      { name: 'FIRST', help: 'an image' },
+      { name: 'SECOND', help: 'another one; the rest of the larger disk must be zeros' },
+    ],
+    examples: ['compare disk.vhd disk.qcow2', 'compare -s -f raw disk.img copy.img'],
+    load: () => import('./commands/compare.js'),
+  },
+  {
     name: 'check',
     summary: 'look for faults in an image, and mend them',
     positionals: [IMAGE],

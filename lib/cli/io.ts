@@ -7,6 +7,8 @@ export interface Io {
   err(text: string): void
   /** Columns of the terminal that `out` goes to; undefined where it is not a terminal. */
   readonly columns: number | undefined
+  /** The same of `err`. */
+  readonly errColumns?: number | undefined
 }
 
 /** The streams of this process. A reader that goes away (`vdiskfs map … | head`) ends the process quietly. */
@@ -21,5 +23,6 @@ export function processIo(): Io {
     out: (text) => void process.stdout.write(text),
     err: (text) => void process.stderr.write(text),
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
+    errColumns: process.stderr.isTTY ? process.stderr.columns : undefined,
   }
 }

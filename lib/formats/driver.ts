@@ -407,8 +407,9 @@ export interface Format<Layout = unknown> {
   readonly bitmaps?: BitmapTools<Layout>
   /**
    * Gives an image that nobody else has open another size, in bytes, and makes that durable. What is new reads as zeros;
-   * what is behind a smaller end is gone. `files` as in `LayerContext`.
+   * what is behind a smaller end is gone. `files` as in `LayerContext`. The format may round the size up.
+   * @param parentSize bytes of the disk below, where there is one
    * @throws USAGE for a size that the format cannot have
    */
-  resize?(layout: Layout, files: readonly Storage[], size: number): void
+  resize?(layout: Layout, files: readonly Storage[], size: number, parentSize?: number): void
 }

@@ -22,6 +22,8 @@ export interface CreateOptions {
   /** Path of the parent, relative to the working folder. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** False: its name, and what is written to it, need not be durable yet. */
+  readonly durable?: boolean
 }
 
 /**
@@ -35,13 +37,14 @@ export function createImage(path: string, request: CreateOptions): number {
   const backing = request.backing === undefined ? undefined : openBacking(format, request)
   const size = request.size ?? backing?.size
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
-  const storage = openFile(path, { readOnly: false, create: true })
+  const durable = request.durable ?? true
+  const storage = openFile(path, { readOnly: false, create: true, syncAtClose: !durable })
   try {
     lockImage(storage, { write: true })
     format.create({ storage, path: resolve(path), size, options, backing })
     storage.sync()
     const created = sizeOf(storage, resolve(path), format)
-    syncFolder(path)
+    if (durable) syncFolder(path)
     return created
   } catch (error) {
     unlinkSync(path)
@@ -87,8 +90,8 @@ function openBacking(format: Format, request: CreateOptions): Backing {
   }
 }
 
-/** Makes the new name itself durable. */
-function syncFolder(path: string): void {
+/** Makes a new name itself durable. */
+export function syncFolder(path: string): void {
   const fd = openSync(dirname(resolve(path)), 'r')
   try {
     fsyncSync(fd)

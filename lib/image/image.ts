@@ -129,6 +129,11 @@ export class Image {
     return this.#shape.layers.map(({ path, format, size }) => ({ path, format, size }))
   }
 
+  /** Every file that it is read from, that of the image itself first. */
+  get paths(): readonly string[] {
+    return this.#files.map(({ storage }) => storage.path)
+  }
+
   /**
    * Reads `length` bytes of the disk at `offset` into `buffer` from index `at` on.
    * @throws RANGE beyond the end, IO, CORRUPT
@@ -552,6 +557,12 @@ export class Image {
     if (!this.readOnly) this.#metadata.commit()
   }
 
+  /** Begins to bring written data to the disk, so that a later `flush` or `close` takes less time. */
+  async writeBack(): Promise<void> {
+    const files = this.readOnly ? [] : this.#shape.layers[0]!.files
+    await Promise.all(files.map((file) => this.#files[file]!.storage.writeBack?.()))
+  }
+
   /** True where `flush` would have something to do. */
   get unflushed(): boolean {
     return !this.readOnly && this.#metadata.uncommitted
@@ -605,6 +616,13 @@ export class Image {
     } finally {
       for (const { storage } of this.#files) storage.close()
     }
+  }
+
+  /** Closes every file and commits nothing: for an image that is thrown away. */
+  abandon(): void {
+    if (this.#closed) return
+    this.#closed = true
+    for (const { storage } of this.#files) storage.close()
   }
 
   #check(length: number, offset: number): void {

@@ -29,6 +29,8 @@ export interface OpenOptions {
   readonly threads?: number
   /** False: no lock is taken. For looking at an image that may be in use. */
   readonly lock?: boolean
+  /** What is written is durable when the image was closed, and not before: `flush` promises nothing. */
+  readonly syncAtClose?: boolean
   /** Is told what the user should know although the image opens: one line. Default: nothing is said. */
   readonly warn?: (message: string) => void
 }
@@ -42,6 +44,7 @@ export function chainOptions(options: OpenOptions): ChainOptions {
     backingDirs: options.backingDirs ?? [],
     lock: options.lock ?? true,
     parents: true,
+    syncAtClose: options.syncAtClose,
     warn: options.warn ?? (() => {}),
   }
 }

@@ -1,7 +1,7 @@
 /** Gives an image another size, whatever its format. */
 
 import { VdiskError } from '../util/errors.js'
-import { closeLayers, openChain } from './chain.js'
+import { type ChainOptions, closeLayers, openChain } from './chain.js'
 import { chainOptions } from './open.js'
 
 export interface ResizeRequest {
@@ -22,7 +22,7 @@ export interface ResizeRequest {
 export function resizeImage(path: string, request: ResizeRequest): { before: number; after: number } {
   const { format, backingDirs, warn } = request
   const chain = chainOptions({ format, readOnly: false, ...(backingDirs && { backingDirs }), ...(warn && { warn }) })
-  const layers = openChain(path, { ...chain, parents: false })
+  const layers = openChain(path, chain)
   try {
     const { format: kind, opened, storage, files } = layers[0]!
     const before = opened.size
@@ -31,8 +31,19 @@ export function resizeImage(path: string, request: ResizeRequest): { before: num
     if (!kind.resize) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} cannot be resized`, { path })
     if (after < before && !request.shrink)
       throw new VdiskError('USAGE', `from ${before} to ${after} bytes: what is cut off is lost; say --shrink`, { path })
-    if (after !== before) kind.resize(opened.layout, [storage, ...files], after)
-    return { before, after }
+    if (after === before) return { before, after }
+    kind.resize(opened.layout, [storage, ...files], after, layers[1]?.opened.size)
+    return { before, after: sizeOf(path, chain) }
+  } finally {
+    closeLayers(layers)
+  }
+}
+
+/** The size that an image has now: a format may round what it was asked for. */
+function sizeOf(path: string, options: ChainOptions): number {
+  const layers = openChain(path, { ...options, readOnly: true, lock: false, parents: false, warn: () => {} })
+  try {
+    return layers[0]!.opened.size
   } finally {
     closeLayers(layers)
   }

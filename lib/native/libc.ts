@@ -114,3 +114,7 @@ export const lseek = declareLibc<[fd: number, offset: number, whence: number]>(
 export const ioctl = declareLibc<[fd: number, request: number, argument: ArrayBufferView | null]>(
   'int ioctl(int fd, unsigned long request, void *argument)',
 )
+
+export const syncFileRange = declareLibcAsync<[fd: number, offset: number, length: number, flags: number]>(
+  'int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)',
+)

@@ -15,7 +15,16 @@ import {
   statSync,
   writeSync,
 } from 'node:fs'
-import { preallocate, punchHole, seekData, seekEnd, seekHole, uninterrupted, zeroRange } from '../native/files.js'
+import {
+  beginWriteback,
+  preallocate,
+  punchHole,
+  seekData,
+  seekEnd,
+  seekHole,
+  uninterrupted,
+  zeroRange,
+} from '../native/files.js'
 import { fromSystem, VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import type { Storage, StorageHandle } from './storage.js'
@@ -36,15 +45,20 @@ export class FileStorage implements Storage {
   #fd: number
   readonly #owned: boolean
   readonly #device: boolean
+  readonly #syncAtClose: boolean
   #canPunch = true
   #canZero = true
 
-  /** @param owned false for the view of another thread: `close` then leaves the descriptor open. */
-  constructor(fd: number, path: string, readOnly: boolean, owned = true) {
+  /**
+   * @param owned false for the view of another thread: `close` then leaves the descriptor open.
+   * @param syncAtClose see OpenOptions
+   */
+  constructor(fd: number, path: string, readOnly: boolean, owned = true, syncAtClose = false) {
     this.#fd = fd
     this.path = path
     this.readOnly = readOnly
     this.#owned = owned
+    this.#syncAtClose = syncAtClose
     this.#device = fstatSync(fd).isBlockDevice()
   }
 
@@ -106,6 +120,14 @@ export class FileStorage implements Storage {
   }
 
   sync(): void {
+    if (!this.#syncAtClose) this.#sync()
+  }
+
+  async writeBack(): Promise<void> {
+    if (!this.readOnly) await beginWriteback(this.#fd)
+  }
+
+  #sync(): void {
     this.#try('sync', () => fdatasyncSync(this.#fd))
   }
 
@@ -155,13 +177,22 @@ export class FileStorage implements Storage {
   }
 
   handle(): StorageHandle {
-    return { kind: 'file', path: this.path, fd: this.#fd, readOnly: this.readOnly }
+    const { path, readOnly } = this
+    return { kind: 'file', path, fd: this.#fd, readOnly, syncAtClose: this.#syncAtClose }
   }
 
   close(): void {
     const fd = this.#fd
     if (fd < 0) return
-    this.#fd = -1
+    try {
+      if (this.#owned && this.#syncAtClose) this.#sync()
+    } finally {
+      this.#fd = -1
+      this.#close(fd)
+    }
+  }
+
+  #close(fd: number): void {
     // Not repeated on EINTR: on Linux the descriptor is gone then.
     try {
       if (this.#owned) closeSync(fd)
@@ -229,6 +260,11 @@ export interface OpenOptions {
   readonly readOnly?: boolean
   /** Makes a new file, readable and writable; EXISTS where there is something of that name already. */
   readonly create?: boolean
+  /**
+   * `sync` does nothing, and closing syncs: for a file of which nothing counts unless all of it does, such as the
+   * target of a copy.
+   */
+  readonly syncAtClose?: boolean
 }
 
 const KINDS: readonly (readonly [(stats: Stats) => boolean, string])[] = [
@@ -266,7 +302,7 @@ export function openFile(path: string, options: OpenOptions = {}): FileStorage {
     }
     fd = uninterrupted(() => openSync(path, flags | constants.O_NONBLOCK | constants.O_NOCTTY, 0o666))
     checkKind(fstatSync(fd), path)
-    return new FileStorage(fd, path, readOnly)
+    return new FileStorage(fd, path, readOnly, true, options.syncAtClose === true && !readOnly)
   } catch (error) {
     if (fd !== undefined) closeSync(fd)
     throw fromSystem(error, path, options.create ? 'create' : 'open')

@@ -38,6 +38,7 @@ function formatNames(): string {
   return formats.map((format) => format.name).join(', ')
 }
 
+/** The options of every format, for the help. */
 export function details(): string {
   return formats
     .map(({ name, aliases, title, createOptions }) => {

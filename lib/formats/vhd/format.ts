@@ -8,6 +8,7 @@ import { BlockDriver } from './driver.js'
 import { vhdFacts } from './facts.js'
 import type { VhdLayout } from './layout.js'
 import { openVhd, probeVhd, VHD } from './open.js'
+import { resizeVhd } from './resize.js'
 
 function attach(layout: VhdLayout, context: LayerContext): Driver {
   return layout.blocks ? new BlockDriver(layout, context) : new FlatDriver(layout.size, context)
@@ -26,4 +27,5 @@ export const vhd: Format<VhdLayout> = {
   create: createVhd,
   facts: vhdFacts,
   check: checkVhd,
+  resize: (layout, [storage], size, parentSize) => resizeVhd(layout, storage!, size, parentSize),
 }

@@ -1,0 +1,47 @@
+/** `vdiskfs convert SOURCE TARGET`: the options of `qemu-img convert`. */
+
+import { findFormat } from '../../formats/registry.js'
+import { convert } from '../../image/convert/convert.js'
+import { parseSize } from '../../util/sizes.js'
+import type { Arguments } from '../arguments.js'
+import type { Io } from '../io.js'
+import { ProgressBar } from '../progress.js'
+import { interruptible } from '../signals.js'
+import { parseCount } from '../values.js'
+import { details as formatOptions } from './create.js'
+
+export function run(args: Arguments, io: Io): Promise<number> {
+  const [source, target] = args.positionals as [string, string]
+  const sparse = args.value('sparse-size')
+  const threads = args.value('threads')
+  const shown = !args.has('quiet') && (args.has('progress') || io.errColumns !== undefined)
+  const bar = shown ? new ProgressBar(io) : undefined
+  return interruptible(async (signal) => {
+    try {
+      await convert(source, target, {
+        sourceFormat: args.value('format'),
+        format: findFormat(args.value('output-format') ?? 'raw').name,
+        options: args.list('options'),
+        snapshot: args.value('snapshot'),
+        backing: args.value('backing'),
+        backingFormat: args.value('backing-format'),
+        backingDirs: args.values('backing-dir'),
+        existing: args.has('no-create'),
+        ...(sparse === undefined ? {} : { sparse: parseSize(sparse) }),
+        ...(threads === undefined ? {} : { threads: parseCount('threads', threads, 1, MAX_THREADS) }),
+        signal,
+        onProgress: bar && ((progress) => bar.show(progress)),
+        warn: (text) => io.err(`vdiskfs: ${text}\n`),
+      })
+      return 0
+    } finally {
+      bar?.end()
+    }
+  })
+}
+
+const MAX_THREADS = 64
+
+export function details(): string {
+  return formatOptions()
+}
