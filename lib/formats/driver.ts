@@ -277,6 +277,8 @@ export interface CreateContext {
   /** Size of the disk in bytes. */
   readonly size: number
   readonly options: OptionValues
+  /** The passphrase of the new image, where it is to be encrypted; undefined: there is none. */
+  secret?(): Uint8Array | undefined
   readonly backing: Backing | undefined
 }
 

@@ -8,6 +8,7 @@ import { formatSize, parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import { table } from '../help.js'
 import type { Io } from '../io.js'
+import { secretOf } from '../secret.js'
 
 export function run(args: Arguments, io: Io): number {
   const [path, sizeText] = args.positionals as [string, string | undefined]
@@ -17,6 +18,7 @@ export function run(args: Arguments, io: Io): number {
   const backing = args.value('backing')
   const options = args.list('options')
   const size = createImage(path, {
+    secret: secretOf({ file: args.value('secret'), image: path, chosen: true }, io),
     format: format.name,
     size: sizeText === undefined ? undefined : parseSize(sizeText),
     options,
