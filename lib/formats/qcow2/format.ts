@@ -1,6 +1,7 @@
 /** QCOW2, as the registry knows it. */
 
 import type { Format } from '../driver.js'
+import { checkImage } from './check.js'
 import { createOptions, createQcow2 } from './create.js'
 import { Qcow2Driver } from './driver.js'
 import { qcow2Facts } from './facts.js'
@@ -21,4 +22,5 @@ export const qcow2: Format<Qcow2Layout> = {
   attach: (layout, context) => new Qcow2Driver(layout, context),
   create: createQcow2,
   facts: qcow2Facts,
+  check: (context) => checkImage(context.storage, context),
 }
