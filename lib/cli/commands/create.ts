@@ -53,7 +53,7 @@ export function details(): string {
 
 function valueText(spec: OptionSpec): string {
   if (spec.type === 'enum') return spec.values.join('|')
-  return { size: 'SIZE', boolean: 'on|off', string: 'TEXT' }[spec.type]
+  return { size: 'SIZE', number: 'N', boolean: 'on|off', string: 'TEXT' }[spec.type]
 }
 
 function helpOf(spec: OptionSpec): string {

@@ -111,9 +111,13 @@ export function applySnapshot(storage: Storage, wanted: string): void {
   const { structure } = edit
   const l1Size = l1EntriesOf(structure.header, size)
   if (found.l1Size < l1Size)
-    throw new VdiskError('CORRUPT', `the L1 table of snapshot '${wanted}' has ${found.l1Size} entries: expected ${l1Size}`, {
-      path: storage.path,
-    })
+    throw new VdiskError(
+      'CORRUPT',
+      `the L1 table of snapshot '${wanted}' has ${found.l1Size} entries: expected ${l1Size}`,
+      {
+        path: storage.path,
+      },
+    )
   const l1TableOffset = edit.place(sharedTable(storage, found.l1TableOffset, Math.max(1, l1Size)))
   const header: Header = { ...structure.header, size, l1Size: Math.max(1, l1Size), l1TableOffset }
   edit.commit({ ...structure, header, shape: shapeOf(header) }, () => writeDiskFields(storage, header))
