@@ -30,17 +30,25 @@ const XTS_WORDS = XTS_BLOCK / 4
 /** x^128 = x^7 + x^2 + x + 1. */
 const XTS_POLYNOMIAL = 0x87
 
-/** For every block its tweak: the first of a sector is given, each other one is the one before times x. */
-function fillTweaks(tweaks: Int32Array, first: Int32Array): void {
-  const sectorWords = SECTOR / 4
-  for (let s = 0; s < tweaks.length / sectorWords; s++) {
-    let [a, b, c, d] = [first[4 * s]!, first[4 * s + 1]!, first[4 * s + 2]!, first[4 * s + 3]!]
-    const end = (s + 1) * sectorWords
-    for (let i = s * sectorWords; i < end; i += XTS_WORDS) {
+/**
+ * Adds to every block its tweak, and keeps the tweaks: the first one of a sector is given, each other is the one before times
+ * x.
+ */
+function addTweaks(blocks: Int32Array, tweaks: Int32Array, first: Int32Array, count: number): void {
+  for (let s = 0, i = 0; i < count; s += XTS_WORDS) {
+    let a = first[s]!
+    let b = first[s + 1]!
+    let c = first[s + 2]!
+    let d = first[s + 3]!
+    for (const end = i + SECTOR / 4; i < end; i += XTS_WORDS) {
       tweaks[i] = a
       tweaks[i + 1] = b
       tweaks[i + 2] = c
       tweaks[i + 3] = d
+      blocks[i]! ^= a
+      blocks[i + 1]! ^= b
+      blocks[i + 2]! ^= c
+      blocks[i + 3]! ^= d
       const carry = d >> 31
       d = (d << 1) | (c >>> 31)
       c = (c << 1) | (b >>> 31)
@@ -54,19 +62,26 @@ function xts(name: string, key: Uint8Array): Mode {
   const half = key.length / 2
   const cipher = makeCipher(name, key.subarray(0, half))
   const tweaker = makeCipher(name, key.subarray(half))
+  let blocks = new Int32Array(0)
+  let tweaks = new Int32Array(0)
+  let bytes = new Uint8Array(0)
   const run = (data: Uint8Array, ivs: Uint8Array, work: (blocks: Uint8Array) => Uint8Array) => {
-    const tweaks = new Int32Array(data.length / 4)
-    fillTweaks(tweaks, words(aligned(tweaker.encrypt(ivs))))
-    const blocks = words(new Uint8Array(data))
-    xor(blocks, tweaks)
-    const out = aligned(work(new Uint8Array(blocks.buffer)))
+    const count = data.length / 4
+    if (blocks.length < count) {
+      blocks = new Int32Array(count)
+      tweaks = new Int32Array(count)
+      bytes = new Uint8Array(blocks.buffer)
+    }
+    bytes.set(data)
+    addTweaks(blocks, tweaks, words(aligned(tweaker.encrypt(ivs))), count)
+    const out = aligned(work(bytes.subarray(0, data.length)))
     xor(words(out), tweaks)
     data.set(out)
   }
   return {
     ivSize: XTS_BLOCK,
-    encrypt: (data, ivs) => run(data, ivs, (blocks) => cipher.encrypt(blocks)),
-    decrypt: (data, ivs) => run(data, ivs, (blocks) => cipher.decrypt(blocks)),
+    encrypt: (data, ivs) => run(data, ivs, (all) => cipher.encrypt(all)),
+    decrypt: (data, ivs) => run(data, ivs, (all) => cipher.decrypt(all)),
   }
 }
 
