@@ -249,6 +249,19 @@ export interface Backing {
   readonly mtimeMs: number
 }
 
+/** What `Format.rebase` is to write into an image. */
+export interface RebaseContext {
+  /** Absolute path of the image. */
+  readonly path: string
+  /** The parent from now on; undefined: none. Its layout is undefined where nothing is known of it but its name. */
+  readonly backing: Backing | undefined
+  /**
+   * It is the parent that it was, and its content is about to change (`before`: the image must be known as its child in
+   * both states) or was changed (`after`). Undefined: it is another one.
+   */
+  readonly change?: 'before' | 'after' | undefined
+}
+
 export interface CreateContext {
   /** Empty, opened for reading and writing. */
   readonly storage: Storage
@@ -434,4 +447,14 @@ export interface Format<Layout = unknown> {
    * @throws USAGE for a size that the format cannot have
    */
   resize?(layout: Layout, files: readonly Storage[], size: number, parentSize?: number): void
+  /**
+   * Names another parent in an image that nobody else has open, and makes that durable; nothing else changes.
+   * @throws USAGE for a parent that it cannot have
+   */
+  rebase?(layout: Layout, files: readonly Storage[], context: RebaseContext): void
+  /**
+   * Takes all of an image's own data away, so that it shows its parent, and makes that durable. The parent holds the
+   * same already, so it may stop anywhere in between.
+   */
+  empty?(layout: Layout, files: readonly Storage[]): void
 }
