@@ -71,14 +71,20 @@ function sizeOf(storage: Storage, path: string, format: Format): number {
   }
 }
 
-/** Looks at the parent, its own parents included, so that a new image is never made over a broken chain. */
 function openBacking(format: Format, request: CreateOptions): Backing {
   if (!format.backing) throw new VdiskError('USAGE', `an image of format ${format.name} cannot have a parent`)
-  const path = resolve(request.backing!)
-  const layers = openChain(
-    path,
-    chainOptions({ readOnly: true, format: request.backingFormat, lock: false, backingDirs: [] }),
-  )
+  return backingAt(resolve(request.backing!), request.backingFormat)
+}
+
+/** Looks at a parent, its own parents included, so that no image is ever made over a broken chain. */
+export function backingAt(
+  path: string,
+  format: string | undefined,
+  options: { readonly backingDirs?: readonly string[]; readonly parents?: boolean } = {},
+): Backing {
+  const { backingDirs = [], parents = true } = options
+  const chain = chainOptions({ readOnly: true, format, lock: false, backingDirs })
+  const layers = openChain(path, { ...chain, parents })
   try {
     const top = layers[0]!
     return {

@@ -574,6 +574,15 @@ export class Image {
     return mapOne(this.#locate(offset, length), this.#depth, offset, this.#files, this.#drivers[this.#depth]!)
   }
 
+  /** What the top layer alone says of the bytes from `offset` on. */
+  own(offset: number, length: number): { readonly length: number; readonly kind: 'data' | 'zero' | 'parent' } {
+    this.#check(length, offset)
+    const e = this.#extent
+    this.#metadata.shared(() => this.#top.map(offset, length, e))
+    const kind = e.kind === Kind.PARENT ? 'parent' : e.kind === Kind.ZERO ? 'zero' : 'data'
+    return { length: e.length, kind }
+  }
+
   /** The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. */
   seek(offset: number, data: boolean): number {
     for (let at = offset; at < this.size; ) {

@@ -1,8 +1,11 @@
 /** What `info` prints: facts of an image, with qemu-img's names. */
 
 import { basename, dirname, resolve } from 'node:path'
-import type { Facts } from '../formats/driver.js'
-import { closeLayers, type Layer, openChain } from './chain.js'
+import type { Facts, LogListing } from '../formats/driver.js'
+import { findFormat } from '../formats/registry.js'
+import { openFile } from '../storage/file.js'
+import { VdiskError } from '../util/errors.js'
+import { closeLayers, detectFormat, imageFile, type Layer, openChain } from './chain.js'
 import { chainOptions, type OpenOptions } from './open.js'
 
 /** As `qemu-img info --output=json`. */
@@ -53,5 +56,20 @@ export function chainInfo(path: string, options: OpenOptions = {}): ImageInfo[] 
     return layers.map((layer, i) => describe(layer, i === 0 ? path : besideTop(layer.path), layers[i + 1]))
   } finally {
     closeLayers(layers)
+  }
+}
+
+/**
+ * The log of an image, read without a lock and without opening the image, which may be too broken for that.
+ * @throws VdiskError, UNSUPPORTED where the format has no log
+ */
+export function imageLog(path: string, options: Pick<OpenOptions, 'format'> = {}): LogListing {
+  const storage = openFile(imageFile(path), { readOnly: true })
+  try {
+    const format = options.format === undefined ? detectFormat(storage) : findFormat(options.format)
+    if (!format.log) throw new VdiskError('UNSUPPORTED', `images of format ${format.name} have no log`, { path })
+    return format.log(storage)
+  } finally {
+    storage.close()
   }
 }

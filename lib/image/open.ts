@@ -80,11 +80,16 @@ export function openImage(path: string, options: OpenOptions = {}): Image {
   try {
     if (layers[0]!.guessedRaw && !chain.readOnly)
       options.warn?.(`${basename(path)}: no format was recognised, so it is taken as raw; say --format raw if it is`)
-    return Image.first(makeShape(layers, chain.readOnly, options), layers.flatMap(filesOf))
+    return imageOver(layers, { ...options, readOnly: chain.readOnly })
   } catch (error) {
     closeLayers(layers)
     throw error
   }
+}
+
+/** An image over layers that are open already, top first. Closing it closes them. */
+export function imageOver(layers: readonly Layer[], options: OpenOptions = {}): Image {
+  return Image.first(makeShape(layers, options.readOnly ?? false, options), layers.flatMap(filesOf))
 }
 
 /**
@@ -104,7 +109,7 @@ export function openStorages(storages: readonly Storage[], options: OpenOptions 
     const guessedRaw = name === undefined && format.name === 'raw'
     return { path, format, guessedRaw, storage: opened.storage ?? storage, files: [], snapshot: undefined, opened }
   })
-  return Image.first(makeShape(layers, options.readOnly ?? false, options), layers.flatMap(filesOf))
+  return imageOver(layers, options)
 }
 
 function filesOf(layer: Layer): Storage[] {

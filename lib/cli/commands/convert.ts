@@ -5,7 +5,7 @@ import { convert } from '../../image/convert/convert.js'
 import { parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
-import { ProgressBar } from '../progress.js'
+import { progressBar } from '../progress.js'
 import { readSecret, secretOf } from '../secret.js'
 import { interruptible } from '../signals.js'
 import { parseCount } from '../values.js'
@@ -16,8 +16,7 @@ export function run(args: Arguments, io: Io): Promise<number> {
   const sparse = args.value('sparse-size')
   const threads = args.value('threads')
   const targetSecret = args.value('target-secret')
-  const shown = !args.has('quiet') && (args.has('progress') || io.errColumns !== undefined)
-  const bar = shown ? new ProgressBar(io) : undefined
+  const bar = progressBar(args, io)
   return interruptible(async (signal) => {
     try {
       await convert(source, target, {
