@@ -112,6 +112,20 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./commands/compare.js'),
   },
   {
+    name: 'commit',
+    summary: 'write what an image has into its parent, and empty it',
+    positionals: [IMAGE],
+    examples: ['commit child.vhd', 'commit -d overlay.qcow2'],
+    load: () => import('./commands/commit.js'),
+  },
+  {
+    name: 'rebase',
+    summary: 'put an image over another parent; it shows what it did',
+    positionals: [IMAGE],
+    examples: ['rebase -b other.vhd child.vhd', 'rebase -u -b moved/base.vhdx child.vhdx'],
+    load: () => import('./commands/rebase.js'),
+  },
+  {
     name: 'check',
     summary: 'look for faults in an image, and mend them',
     positionals: [IMAGE],

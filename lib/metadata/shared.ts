@@ -48,6 +48,8 @@ export const Control = {
   WRITTEN: 19,
   /** 1 where little was written between the last two commits: somebody syncs often. */
   SYNCED_OFTEN: 20,
+  /** 1 where what waits for a commit should wait no longer: the next change begins with one. */
+  COMMIT_WANTED: 21,
   WORDS: 32,
 } as const
 

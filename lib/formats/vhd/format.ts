@@ -8,7 +8,8 @@ import { BlockDriver } from './driver.js'
 import { vhdFacts } from './facts.js'
 import type { VhdLayout } from './layout.js'
 import { openVhd, probeVhd, VHD } from './open.js'
-import { resizeVhd } from './resize.js'
+import { rebaseVhd } from './rebase.js'
+import { emptyVhd, resizeVhd } from './resize.js'
 
 function attach(layout: VhdLayout, context: LayerContext): Driver {
   return layout.blocks ? new BlockDriver(layout, context) : new FlatDriver(layout.size, context)
@@ -28,4 +29,6 @@ export const vhd: Format<VhdLayout> = {
   facts: vhdFacts,
   check: checkVhd,
   resize: (layout, [storage], size, parentSize) => resizeVhd(layout, storage!, size, parentSize),
+  rebase: (layout, [storage], context) => rebaseVhd(layout, storage!, context),
+  empty: (layout, [storage]) => emptyVhd(layout, storage!),
 }

@@ -68,7 +68,7 @@ function writeFooter(storage: Storage, footer: Uint8Array, offset: number): void
 }
 
 /** Writes the footer, as it is, further behind, and takes the old one away. @param to behind the old one's end */
-function moveFooter({ footerBytes, footerOffset }: VhdLayout, storage: Storage, to: number): void {
+export function moveFooter({ footerBytes, footerOffset }: VhdLayout, storage: Storage, to: number): void {
   const before = storage.size()
   try {
     writeFooter(storage, footerBytes, to)
@@ -80,8 +80,8 @@ function moveFooter({ footerBytes, footerOffset }: VhdLayout, storage: Storage, 
   storage.zero(footerOffset, FOOTER_BYTES)
 }
 
-/** Where the footer of a larger disk goes: it stays where it is, or leaves its old place altogether. */
-function footerPlace({ footerOffset }: VhdLayout, end: number): number {
+/** Where the footer of a larger file goes: it stays where it is, or leaves its old place altogether. */
+export function footerPlace({ footerOffset }: VhdLayout, end: number): number {
   return end <= footerOffset ? footerOffset : Math.max(end, roundUp(footerOffset + FOOTER_BYTES, SECTOR))
 }
 
@@ -221,7 +221,12 @@ function shrink(layout: VhdLayout, storage: Storage, next: Footer): void {
   writeFooter(storage, footer, footerOffset)
   if (blocks) writeFooter(storage, footer, 0)
   storage.sync()
-  const end = blocks ? shrinkTable({ ...layout, size: next.currentSize }, storage) : next.currentSize
+  const size = next.currentSize
+  cutOff(storage, footer, footerOffset, blocks ? clearTable(layout, storage, size) : size)
+}
+
+/** Writes the footer at an end that lies in front of it, and cuts the file off behind that. */
+function cutOff(storage: Storage, footer: Uint8Array, footerOffset: number, end: number): void {
   if (end + FOOTER_BYTES > footerOffset) return
   writeFooter(storage, footer, end)
   storage.sync()
@@ -235,13 +240,20 @@ function shrink(layout: VhdLayout, storage: Storage, next: Footer): void {
   storage.sync()
 }
 
-/** Clears the entries behind the end. @returns where the last block ends */
-function shrinkTable(layout: VhdLayout, storage: Storage): number {
+/** Clears the entries of blocks behind so many bytes of the disk. @returns where the last block ends */
+function clearTable(layout: VhdLayout, storage: Storage, size: number): number {
   const { blockSize, tableOffset, maxTableEntries } = layout.blocks!
-  const kept = Math.ceil(layout.size / blockSize)
+  const kept = Math.ceil(size / blockSize)
   fillFree(storage, tableOffset + kept * ENTRY_BYTES, tableOffset + maxTableEntries * ENTRY_BYTES)
   storage.sync()
-  const { end, gaps } = scanTable(layout, storage, layout.footerOffset)
+  const { end, gaps } = scanTable({ ...layout, size }, storage, layout.footerOffset)
   for (const gap of gaps) storage.punch(gap.start, gap.end - gap.start)
   return end
+}
+
+/** Makes a differencing disk show its parent and nothing else. */
+export function emptyVhd(layout: VhdLayout, storage: Storage): void {
+  const { footerBytes, footerOffset } = layout
+  cutOff(storage, footerBytes, footerOffset, clearTable(layout, storage, 0))
+  storage.sync()
 }
