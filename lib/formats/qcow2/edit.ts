@@ -156,7 +156,10 @@ export class Edit {
 
   /** No cluster that is shared from now on may be taken as one's own, neither before the header changes nor after. */
   #clearFlags(roots: Roots, after: Counts): void {
-    const most = { clusters: after.clusters, of: (cluster: number) => Math.max(after.of(cluster), this.#before.of(cluster)) }
+    const most = {
+      clusters: after.clusters,
+      of: (cluster: number) => Math.max(after.of(cluster), this.#before.of(cluster)),
+    }
     const { shape } = this.structure
     for (const tables of [this.#roots, roots]) checkCopied(this.#storage, shape, tables, most, ({ set }) => set)
     this.#storage.sync()
