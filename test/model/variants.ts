@@ -63,7 +63,12 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
     { options: ['cluster_size=512'], size: 300 * KiB + 512, qemu: 'qcow2' },
     { options: ['cluster_size=4K', 'compat=0.10'], size: 700 * KiB, qemu: 'qcow2' },
     { options: ['cluster_size=16K', 'extended_l2=on', 'refcount_bits=1'], size: 500 * KiB, qemu: 'qcow2' },
-    { options: ['cluster_size=2K', 'refcount_bits=64', 'lazy_refcounts=on'], size: 400 * KiB },
+    {
+      options: ['cluster_size=2K', 'refcount_bits=64', 'lazy_refcounts=on'],
+      size: 400 * KiB,
+      qemu: 'qcow2',
+      unclean: UNCLEAN,
+    },
     {
       options: ['cluster_size=16K'],
       size: 500 * KiB + 512,

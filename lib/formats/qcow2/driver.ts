@@ -18,8 +18,10 @@
 import type { DirtyBatch } from '../../metadata/commit.js'
 import type { Allocation, Driver, Extent, LayerContext } from '../driver.js'
 import { Clusters } from './clusters.js'
+import { COMPRESSION_TYPES } from './codec.js'
+import { CompressedClusters } from './compressed.js'
 import { Growth } from './growth.js'
-import type { Qcow2Layout } from './layout.js'
+import { type Qcow2Layout, State } from './layout.js'
 import { Mapping } from './mapping.js'
 import { Refcounts } from './refcounts.js'
 import { beginSession, endSession } from './session.js'
@@ -44,6 +46,7 @@ export class Qcow2Driver implements Driver {
   readonly #clusters: Clusters
   readonly #growth: Growth
   readonly #writing: Writing
+  #compressed: CompressedClusters | undefined
 
   constructor(layout: Qcow2Layout, context: LayerContext) {
     this.size = layout.size
@@ -96,6 +99,19 @@ export class Qcow2Driver implements Driver {
 
   get #session() {
     return { layout: this.#layout, context: this.#context, refcounts: this.#refcounts, clusters: this.#clusters }
+  }
+
+  decode(extent: Extent, offset: number, buffer: Uint8Array, at: number, length: number): void {
+    const within = offset % this.#layout.clusterSize
+    this.#compressed ??= this.#openCompressed()
+    this.#compressed.read(extent.offset, extent.aux, within, buffer, at, length)
+  }
+
+  #openCompressed(): CompressedClusters {
+    const { clusterSize, compressionType } = this.#layout
+    const { files, state } = this.#context
+    const type = COMPRESSION_TYPES[compressionType]!
+    return new CompressedClusters(files[0]!.storage, clusterSize, type, () => state[State.GENERATION]!)
   }
 
   /** Refcounts may go with the data: only what comes after them depends on them. */

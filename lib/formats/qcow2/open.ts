@@ -1,9 +1,9 @@
 /** Opening a QCOW2 image: everything that its header says is checked before it is used. */
 
-import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { OpenContext, Opened, OpenedFile } from '../driver.js'
 import { parentRequest, places } from './backing.js'
+import { repairRefcounts } from './check.js'
 import { ExtensionType, extensionText } from './extensions.js'
 import { refuseUnknown } from './features.js'
 import {
@@ -28,7 +28,7 @@ const REPAIR = 'vdiskfs check --repair all mends it, and it can be read as it is
 /** @throws FORMAT, CORRUPT, UNSUPPORTED, NOT_FOUND (snapshot, data file), GATE, IN_USE, IO */
 export function openQcow2(context: OpenContext): Opened<Qcow2Layout> {
   const { storage, readOnly, path } = context
-  const header = readHeader(storage)
+  let header = readHeader(storage)
   refuseUnknown(header, storage.path)
   checkHeader(header, storage.path)
   if (header.incompatible.includes(Incompatible.CORRUPT)) {
@@ -38,7 +38,7 @@ export function openQcow2(context: OpenContext): Opened<Qcow2Layout> {
       })
     context.warn('it is marked corrupt, so that what is read from it may be wrong')
   }
-  if (!readOnly) repairDirty(storage, header)
+  if (!readOnly) header = repairDirty(context, header)
   const snapshot = context.snapshot === undefined ? undefined : findSnapshot(storage, header, context.snapshot)
   const parent = parentRequest(header, path)
   const file = openDataFile(context, header)
@@ -91,12 +91,16 @@ export function l1EntriesFor(
   return Math.ceil(size / (2 ** clusterBits * (2 ** clusterBits / bytes)))
 }
 
-/** Refcounts that lazy updates left behind are made right before anything relies on them. */
-function repairDirty(storage: Storage, { incompatible }: Header): void {
-  if (!incompatible.includes(Incompatible.DIRTY)) return
-  throw new VdiskError('CORRUPT', `not opened for writing: its refcounts are out of date; ${REPAIR}`, {
-    path: storage.path,
-  })
+/**
+ * Refcounts that were left behind are made right before anything relies on them.
+ * @returns the header as it is then
+ */
+function repairDirty({ storage, warn }: OpenContext, header: Header): Header {
+  if (!header.incompatible.includes(Incompatible.DIRTY)) return header
+  repairRefcounts(storage)
+  storage.sync()
+  warn('it was left in use: its refcounts were made right')
+  return readHeader(storage)
 }
 
 function openDataFile(context: OpenContext, header: Header): OpenedFile | undefined {
