@@ -393,6 +393,14 @@ export type Facts = {
   readonly [name: string]: string | number | boolean | null | readonly string[] | readonly Facts[] | Facts
 }
 
+/** What the engine does for `Format.resize`. */
+export interface ResizeHelp {
+  /** Bytes of the parent's disk; 0: there is no parent. @throws what opening it throws */
+  below(): number
+  /** Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. */
+  zeroLater(range: ByteRange): void
+}
+
 /** A format, as the registry knows it. `Layout` is its own. */
 export interface Format<Layout = unknown> {
   /** The name on the command line: `vhd`. */
@@ -435,5 +443,5 @@ export interface Format<Layout = unknown> {
    * what is behind a smaller end is gone. `files` as in `LayerContext`.
    * @throws USAGE for a size that the format cannot have
    */
-  resize?(layout: Layout, files: readonly Storage[], size: number): void
+  resize?(layout: Layout, files: readonly Storage[], size: number, help: ResizeHelp): void
 }

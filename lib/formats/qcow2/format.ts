@@ -9,6 +9,7 @@ import { qcow2Facts } from './facts.js'
 import { hasMagic } from './header.js'
 import type { Qcow2Layout } from './layout.js'
 import { openQcow2 } from './open.js'
+import { resizeQcow2 } from './resize.js'
 import { applySnapshot, createSnapshot, deleteSnapshot, listSnapshots } from './snapshot-tools.js'
 
 export const qcow2: Format<Qcow2Layout> = {
@@ -37,5 +38,7 @@ export const qcow2: Format<Qcow2Layout> = {
     apply: (_, [image], wanted) => applySnapshot(image!, wanted),
     delete: (_, [image], wanted) => deleteSnapshot(image!, wanted),
   },
+  resize: (layout, files, size, help) =>
+    resizeQcow2({ ...help, storage: files[0]!, dataFile: layout.dataFile && files[layout.dataFile.index] }, size),
   check: (context) => checkImage(context.storage, context),
 }
