@@ -233,6 +233,13 @@ for (const [action, act] of [
         const isNew = now.equals(after) && there.join() === namesAfter.join()
         if (!isOld && !isNew) wrong.push(`${moment}: neither old nor new`)
         seen.add(isNew && !isOld ? 'new' : 'old')
+        // Nothing that is in use counts as free, nor as somebody's own that is shared.
+        checkStorage(crashed!, {
+          repair: 'none',
+          found: ({ what, message }) => {
+            if (what === 'refcount' || /COPIED is set/.test(message)) wrong.push(`${moment}: ${message}`)
+          },
+        })
         // Whoever writes next mends what is left, and everything is still there.
         let left = 0
         checkStorage(crashed!, {
