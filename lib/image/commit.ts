@@ -9,7 +9,7 @@
  */
 
 import { dirname, resolve } from 'node:path'
-import type { Backing } from '../formats/driver.js'
+import type { Backing, ByteRange } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
@@ -92,17 +92,37 @@ function reopened({ format, storage, files, path }: Layer): unknown {
 }
 
 function growParent(own: Layer, parent: string, options: ChainOptions): void {
+  const left = resizeParent(own, parent, options)
+  if (!left) return
+  const target = imageOver(openChain(parent, options))
+  try {
+    target.zero(left.start, left.length, false)
+    target.flush()
+  } finally {
+    target.close()
+  }
+}
+
+/** @returns what of it has to be zeroed now */
+function resizeParent(own: Layer, parent: string, options: ChainOptions): ByteRange | undefined {
+  let left: ByteRange | undefined
   const layers = openChain(parent, options)
   try {
     const below = layers[0]!
-    if (below.opened.size >= own.opened.size) return
+    if (below.opened.size >= own.opened.size) return undefined
     const { format, opened } = below
     if (!format.resize)
       throw new VdiskError('UNSUPPORTED', `it is smaller than its child, and format ${format.name} cannot grow`, {
         path: parent,
       })
     tell(own, backingOf(below), 'before')
-    format.resize(opened.layout, filesOf(below), own.opened.size, layers[1]?.opened.size)
+    format.resize(opened.layout, filesOf(below), own.opened.size, {
+      below: () => layers[1]?.opened.size ?? 0,
+      zeroLater: (range) => {
+        left = range
+      },
+    })
+    return left
   } finally {
     closeLayers(layers)
   }
