@@ -18,11 +18,11 @@ import type { OptionSpec, OptionValues } from './options.js'
 export const Kind = {
   /** They read as zeros. */
   ZERO: 0,
-  /** They are in `file` at `offset`. */
+  /** They are in `file` at `offset`, encrypted where the driver has a `cipher`. */
   DATA: 1,
   /** They are what the parent says; zeros without a parent or behind its end. */
   PARENT: 2,
-  /** They are encoded (compressed, encrypted): `Driver.decode` knows how. */
+  /** They are encoded (compressed): `Driver.decode` knows how. */
   ENCODED: 3,
 } as const
 
@@ -57,6 +57,18 @@ export class Allocation {
   space = 0
   spaceLength = 0
   fresh = false
+}
+
+/** Bytes of the sectors that are encrypted by themselves. */
+export const CIPHER_SECTOR = 512
+
+/**
+ * How a layer's data is encrypted: whole sectors of 512 bytes, in place, `length` bytes of `buffer` from index `at` on,
+ * which are the guest's from `guest` on and lie at `host` in their file. Both offsets are multiples of 512.
+ */
+export interface SectorCipher {
+  encrypt(buffer: Uint8Array, at: number, length: number, guest: number, host: number): void
+  decrypt(buffer: Uint8Array, at: number, length: number, guest: number, host: number): void
 }
 
 export interface FileRef {
@@ -98,6 +110,8 @@ export interface Driver {
   readonly locked: boolean
   /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */
   readonly changeSectors: number
+  /** All DATA of this layer is encrypted so. Extents and allocations then begin and end at sectors in their file. */
+  readonly cipher?: SectorCipher | undefined
   /** The most 512-byte sectors of metadata that one `writeOut` can take, where the format has such a limit. */
   readonly dirtyLimit?: number
 
@@ -134,7 +148,8 @@ export interface Driver {
    * Makes guest bytes from `offset` on read as zeros by changing metadata alone, and frees their host space.
    * Exclusive lock. `belowZero` says that the layers below read as zeros for all of the range.
    * @returns how many bytes were so changed (or were zeros already); 0 where the driver cannot do the first of them
-   * this way, for instance because the range does not cover a whole block. The engine then zeroes the data in place.
+   * this way, for instance because the range does not cover a whole block: the engine then zeroes the data in place.
+   * A negative number where room must be made by `grow` first.
    */
   release?(offset: number, length: number, belowZero: boolean): number
 

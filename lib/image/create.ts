@@ -7,6 +7,7 @@ import { parseOptions } from '../formats/options.js'
 import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
+import type { Storage } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
 import { closeLayers, openChain } from './chain.js'
 import { chainOptions } from './open.js'
@@ -42,7 +43,7 @@ export function createImage(path: string, request: CreateOptions): number {
     lockImage(storage, { write: true })
     format.create({ storage, path: resolve(path), size, options, backing })
     storage.sync()
-    const created = format.open({ storage, path, readOnly: true, warn: () => {} }).size
+    const created = sizeOf(storage, resolve(path), format)
     if (durable) syncFolder(path)
     return created
   } catch (error) {
@@ -50,6 +51,20 @@ export function createImage(path: string, request: CreateOptions): number {
     throw error
   } finally {
     storage.close()
+  }
+}
+
+/** The size of the disk that was made. The files that it names are those that the user has named. */
+function sizeOf(storage: Storage, path: string, format: Format): number {
+  const files: Storage[] = []
+  const openNamed = (_name: string, candidates: readonly string[]) => {
+    files.push(openFile(candidates[0]!, { readOnly: true }))
+    return { index: files.length, storage: files.at(-1)! }
+  }
+  try {
+    return format.open({ storage, path, readOnly: true, openFile: openNamed, warn: () => {} }).size
+  } finally {
+    for (const file of files) file.close()
   }
 }
 

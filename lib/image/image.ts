@@ -14,6 +14,7 @@ import type { Storage, StorageHandle } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
 import { Pieces } from '../util/pieces.js'
 import { makeTrace } from '../util/trace.js'
+import { EncryptedData, sectorEnd, sectorStart } from './encrypted.js'
 import { describeExtent, type MapEntry, mapOne, seekExtent } from './map.js'
 
 const trace = makeTrace('image')
@@ -63,6 +64,8 @@ export class Image {
   readonly #top: Driver
   readonly #metadata: Metadata
   readonly #locked: boolean
+  /** Of the layers whose data is encrypted, top first. */
+  readonly #encrypted: readonly (EncryptedData | undefined)[]
   readonly #extent = new Extent()
   readonly #allocation = new Allocation()
   readonly #traced = trace.enabled
@@ -86,6 +89,7 @@ export class Image {
     })
     this.#drivers = handle.layers.map((layer, depth) => this.#attachLayer(layer, depth))
     this.#top = this.#drivers[0]!
+    this.#encrypted = this.#drivers.map(({ cipher }) => cipher && new EncryptedData(cipher))
     if (this.#top.dirtyLimit !== undefined) this.#metadata.limitDirty(this.#top.dirtyLimit)
     this.#locked = this.#drivers.some((driver) => driver.locked)
   }
@@ -150,9 +154,14 @@ export class Image {
       const e = this.#locate(offset + done, length - done)
       const n = e.length
       if (e.kind === Kind.DATA) {
-        const got = this.#files[e.file]!.storage.read(buffer, at + done, n, e.offset)
-        // A file may end inside its last block.
-        if (got < n) buffer.fill(0, at + done + got, at + done + n)
+        const { storage } = this.#files[e.file]!
+        const encrypted = this.#encrypted[this.#depth]
+        if (encrypted) encrypted.read(storage, buffer, at + done, n, offset + done, e.offset)
+        else {
+          const got = storage.read(buffer, at + done, n, e.offset)
+          // A file may end inside its last block.
+          if (got < n) buffer.fill(0, at + done + got, at + done + n)
+        }
       } else if (e.kind === Kind.ZERO) buffer.fill(0, at + done, at + done + n)
       else this.#drivers[this.#depth]!.decode!(e, offset + done, buffer, at + done, n)
       done += n
@@ -171,7 +180,8 @@ export class Image {
       pieces.count = 0
       for (let done = 0; done < length; ) {
         const e = this.#locate(offset + done, length - done)
-        const descriptor = e.kind === Kind.DATA ? this.#files[e.file]!.storage.descriptor : undefined
+        const lendable = e.kind === Kind.DATA && !this.#encrypted[this.#depth]
+        const descriptor = lendable ? this.#files[e.file]!.storage.descriptor : undefined
         if (descriptor === undefined || pieces.count === Pieces.MOST) return false
         pieces.add(descriptor, e.offset, e.length)
         done += e.length
@@ -270,6 +280,7 @@ export class Image {
   /** Writes what can be written in place, from the beginning on. @returns how many bytes that was. */
   #overwrite(buffer: Uint8Array, at: number, length: number, offset: number): number {
     const { epochs } = this.#metadata
+    if (this.#encrypted[0]) return this.#overwriteEncrypted(this.#encrypted[0], buffer, at, length, offset)
     let done = 0
     epochs.enter()
     try {
@@ -282,6 +293,36 @@ export class Image {
       }
     } finally {
       epochs.leave()
+    }
+    return done
+  }
+
+  /** As `#overwrite`, and zeros where `buffer` is undefined. Of two writers of one sector the second waits. */
+  #overwriteEncrypted(
+    encrypted: EncryptedData,
+    buffer: Uint8Array | undefined,
+    at: number,
+    length: number,
+    offset: number,
+  ): number {
+    const { epochs, ranges } = this.#metadata
+    let done = 0
+    ranges.acquire(sectorStart(offset), sectorEnd(offset + length))
+    try {
+      epochs.enter()
+      try {
+        while (done < length) {
+          const e = this.#locate(offset + done, length - done)
+          if (e.kind !== Kind.DATA || !e.writable || this.#depth !== 0) break
+          encrypted.write(this.#files[e.file]!.storage, buffer, at + done, e.length, offset + done, e.offset)
+          this.#metadata.wrote(e.file)
+          done += e.length
+        }
+      } finally {
+        epochs.leave()
+      }
+    } finally {
+      ranges.release()
     }
     return done
   }
@@ -316,6 +357,16 @@ export class Image {
     }
   }
 
+  #grow(): void {
+    const { growth } = this.#metadata
+    growth.acquire()
+    try {
+      this.#top.grow!()
+    } finally {
+      growth.release()
+    }
+  }
+
   /** The whole blocks around a range. */
   #blocks(offset: number, length: number): readonly [start: number, end: number] {
     const { blockSize, blocks } = this.#top
@@ -347,10 +398,8 @@ export class Image {
     if (this.#traced) trace('allocated: %d+%d at %d of file %d', a.guest, a.length, a.offset, a.file)
     try {
       driver.prepare?.(a)
-      this.#copyOld(a.guest, offset)
-      if (buffer) this.#files[a.file]!.storage.write(buffer, at, end - offset, a.offset + (offset - a.guest))
-      else if (!a.zeroed) this.#files[a.file]!.storage.zero(a.offset + (offset - a.guest), end - offset)
-      this.#copyOld(end, a.guest + a.length)
+      if (this.#encrypted[0]) this.#placeEncrypted(this.#encrypted[0], buffer, at, offset, end)
+      else this.#place(buffer, at, offset, end)
       metadata.wrote(a.file)
     } catch (error) {
       metadata.exclusive(() => driver.abandon!(a))
@@ -358,6 +407,40 @@ export class Image {
     }
     metadata.exclusive(() => driver.publish!(a))
     return end - offset
+  }
+
+  /** Puts the guest bytes [offset, end) at their place in the allocation, and around them what is there now. */
+  #place(buffer: Uint8Array | undefined, at: number, offset: number, end: number): void {
+    const a = this.#allocation
+    const { storage } = this.#files[a.file]!
+    this.#copyOld(a.guest, offset)
+    if (buffer) storage.write(buffer, at, end - offset, a.offset + (offset - a.guest))
+    else if (!a.zeroed) storage.zero(a.offset + (offset - a.guest), end - offset)
+    this.#copyOld(end, a.guest + a.length)
+  }
+
+  /** As `#place`. Sectors that the bytes fill in part get their old content first; nobody sees any of it yet. */
+  #placeEncrypted(data: EncryptedData, buffer: Uint8Array | undefined, at: number, offset: number, end: number): void {
+    const a = this.#allocation
+    const { storage } = this.#files[a.file]!
+    const before = sectorEnd(offset)
+    const after = Math.max(before, sectorStart(end))
+    this.#copyEncrypted(data, a.guest, before)
+    this.#copyEncrypted(data, after, a.guest + a.length)
+    data.write(storage, buffer, at, end - offset, offset, a.offset + (offset - a.guest))
+  }
+
+  /** As `#copyOld`, for whole sectors; zeros are encrypted too. */
+  #copyEncrypted(data: EncryptedData, start: number, end: number): void {
+    const a = this.#allocation
+    const { storage } = this.#files[a.file]!
+    this.#scratch ??= new Uint8Array(COPY_CHUNK)
+    for (let offset = start; offset < end; ) {
+      const n = Math.min(end - offset, COPY_CHUNK)
+      this.#read(this.#scratch, 0, n, offset)
+      data.writeSectors(storage, this.#scratch, n, offset, a.offset + (offset - a.guest))
+      offset += n
+    }
   }
 
   /** Copies the guest bytes [start, end) as they are now to their place in the allocation. */
@@ -406,7 +489,12 @@ export class Image {
         const { zero, length: below } = this.#below(offset, n)
         metadata.epochs.enter()
         try {
-          const done = metadata.exclusive(() => driver.release!(offset, below, zero))
+          const release = () => driver.release!(offset, below, zero)
+          let done = metadata.exclusive(release)
+          while (done < 0) {
+            this.#grow()
+            done = metadata.exclusive(release)
+          }
           metadata.space.punchDiscarded()
           return done
         } finally {
@@ -442,11 +530,13 @@ export class Image {
     const { blockSize, release } = this.#top
     // Not beyond the block, where the next one could be freed.
     const max = release ? Math.min(length, blockSize - (offset % blockSize)) : length
+    const done = this.#encrypted[0] ? this.#overwriteEncrypted(this.#encrypted[0], undefined, 0, max, offset) : 0
+    if (done > 0) return done
     metadata.epochs.enter()
     try {
       const e = this.#locate(offset, max)
       if (e.kind === Kind.ZERO) return e.length
-      if (e.kind === Kind.DATA && e.writable && this.#depth === 0) {
+      if (e.kind === Kind.DATA && e.writable && this.#depth === 0 && !this.#encrypted[0]) {
         const { storage } = this.#files[e.file]!
         if (unmap) storage.punch(e.offset, e.length)
         else storage.zero(e.offset, e.length)
@@ -497,7 +587,7 @@ export class Image {
   seek(offset: number, data: boolean): number {
     for (let at = offset; at < this.size; ) {
       const e = this.#locate(at, this.size - at)
-      const found = seekExtent(e, at, data, this.#files)
+      const found = seekExtent(e, at, data, this.#files, this.#drivers[this.#depth]!)
       if (found >= 0) return found
       at += e.length
     }

@@ -143,6 +143,7 @@ export class Committer {
     metadata.lock.acquireExclusive()
     try {
       metadata.space.seal()
+      views.control[Control.COMMIT_WANTED] = 0
       const count = views.control[Control.DIRTY_SECTORS]!
       if (count === 0) return staged
       if (count > views.stagedFile.length)

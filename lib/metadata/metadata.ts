@@ -224,6 +224,7 @@ export class Metadata {
       this.lock.acquireExclusive()
       const reserved = c[Control.RESERVED]! + sectors
       const fits =
+        c[Control.COMMIT_WANTED] === 0 &&
         c[Control.DIRTY_SECTORS]! + reserved <= this.#sectorLimit &&
         c[Control.DIRTY_PAGES]! + reserved <= this.#pageLimit
       if (fits) {
@@ -248,6 +249,21 @@ export class Metadata {
     const v = this.#views
     v.control[Control.RESERVED] = v.control[Control.RESERVED]! - v.reserved[thread]!
     v.reserved[thread] = 0
+  }
+
+  /** Has the next change begin with a commit, because a list of what waits for one is filling. Exclusive lock. */
+  wantCommit(): void {
+    this.#views.control[Control.COMMIT_WANTED] = 1
+  }
+
+  /** The number of a commit that takes a change with it which is made now, under the exclusive lock. */
+  get nextCommit(): number {
+    return Atomics.load(this.#views.control, Control.COMMITS_STARTED) + 1
+  }
+
+  /** The number of the newest commit that is durable. */
+  get lastCommit(): number {
+    return Atomics.load(this.#views.control, Control.COMMITS_DONE)
   }
 
   /** Writes all metadata that is dirty now out, in order, and makes it and all data durable. See `Committer`. */

@@ -44,6 +44,8 @@ export const Control = {
   MISSES: 16,
   EVICTIONS: 17,
   BARRIER_MUTEX: 18,
+  /** 1 where what waits for a commit should wait no longer: the next change begins with one. */
+  COMMIT_WANTED: 19,
   WORDS: 32,
 } as const
 

@@ -78,6 +78,7 @@ function zerosOf(image: ReturnType<typeof open>, model: Uint8Array): string | un
 }
 
 function askQemu(folder: string, path: string, variant: Variant, model: Uint8Array): string | undefined {
+  if (variant.format.name === 'qcow2') must('qemu-img', ['check', '-q', '-f', 'qcow2', path])
   if (!variant.qemu) return undefined
   const raw = join(folder, 'qemu.raw')
   must('qemu-img', ['convert', '-f', variant.qemu, '-O', 'raw', path, raw])

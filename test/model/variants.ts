@@ -58,6 +58,33 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
       parent: { format: 'vhdx', options: ['block_size=1M', 'logical_sector_size=4096'], size: 500 * KiB },
     },
   ],
+  qcow2: [
+    { options: [], size: 300 * KiB + 1536, qemu: 'qcow2' },
+    { options: ['cluster_size=512'], size: 300 * KiB + 512, qemu: 'qcow2' },
+    { options: ['cluster_size=4K', 'compat=0.10'], size: 700 * KiB, qemu: 'qcow2' },
+    { options: ['cluster_size=16K', 'extended_l2=on', 'refcount_bits=1'], size: 500 * KiB, qemu: 'qcow2' },
+    {
+      options: ['cluster_size=2K', 'refcount_bits=64', 'lazy_refcounts=on'],
+      size: 400 * KiB,
+      qemu: 'qcow2',
+      unclean: UNCLEAN,
+    },
+    {
+      options: ['cluster_size=16K'],
+      size: 500 * KiB + 512,
+      parent: { format: 'qcow2', options: ['cluster_size=4K'], size: 400 * KiB + 512 },
+    },
+    {
+      options: ['cluster_size=32K', 'extended_l2=on'],
+      size: 300 * KiB,
+      parent: { format: 'raw', options: [], size: 400 * KiB },
+    },
+    {
+      options: ['cluster_size=1K', 'compat=0.10'],
+      size: 200 * KiB,
+      parent: { format: 'qcow2', options: ['extended_l2=on'], size: 200 * KiB },
+    },
+  ],
   vhd: [
     { options: ['subformat=fixed'], size: 200 * KiB, qemu: 'vpc' },
     { options: ['block_size=64K'], size: 300 * KiB + 1536, qemu: 'vpc' },
