@@ -137,6 +137,13 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: MOUNTING },
   { name: 'umask', value: 'OCT', help: 'permission bits that the files do not have (077)', on: MOUNTING },
   { name: 'snapshot', value: 'NAME|ID', help: 'show a snapshot inside the image, read-only', on: MOUNTING },
+  {
+    name: 'overlay',
+    value: 'FILE',
+    help: 'write to this QCOW2 overlay, made where it is missing, and leave the image alone',
+    on: MOUNTING,
+  },
+  { name: 'temporary', help: 'write to a file that is gone at the end, and leave the image alone', on: MOUNTING },
   { name: 'snapshot', short: 'l', value: 'NAME|ID', help: 'read a snapshot inside SOURCE', on: ['convert'] },
   { name: 'partitions', help: 'show each partition as a file, MOUNTPOINT/partitions/N.raw', on: ['mount'] },
   { name: 'repair', value: 'leaks|all', help: 'mend leaked space, or all that can be mended', on: ['check'] },

@@ -84,7 +84,7 @@ async function intoNew(
     const format = options.format ?? 'raw'
     const { backing, backingFormat, backingDirs = [], options: given = [] } = options
     const { size } = from
-    createImage(file.path, { format, size, options: given, backing, backingFormat, durable: false })
+    createImage(file.path, { format, size, options: given, backing, backingFormat, backingDirs, durable: false })
     file.made()
     to = openImage(file.path, { format, backingDirs, threads: 1 + workers, syncAtClose: true })
     await runCopy(from, to, { ...settings, blank: true }, workers, options)
