@@ -70,6 +70,7 @@ const VALUES: Readonly<Record<string, string>> = {
   workers: 'workers',
   cache_size: 'cache-size',
   backing_dir: 'backing-dir',
+  secret: 'secret',
 }
 
 export const VALUE_OPTIONS: readonly string[] = Object.keys(VALUES)

@@ -130,6 +130,13 @@ export const OPTIONS: readonly OptionSpec[] = [
   },
   { name: 'threads', short: 'm', value: 'N', help: 'the threads that copy (a processor each)', on: ['convert'] },
   { name: 'unordered', short: 'W', help: 'write in any order; it is nearly the order of the disk', on: ['convert'] },
+  {
+    name: 'secret',
+    value: 'FILE',
+    help: 'the passphrase of an encrypted image is in FILE, but for a newline at its end',
+    on: [...MOUNTING, 'map', 'create', 'convert', 'compare', 'commit', 'rebase'],
+  },
+  { name: 'target-secret', value: 'FILE', help: "TARGET's passphrase, if not the same", on: ['convert'] },
   { name: 'workers', value: 'N', help: 'the most threads that serve requests', on: MOUNTING },
   { name: 'cache-size', value: 'SIZE', help: 'memory for metadata (32M)', on: MOUNTING },
   { name: 'allow-other', help: 'let other users in, as far as --umask does', on: MOUNTING },

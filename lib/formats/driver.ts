@@ -210,6 +210,11 @@ export interface OpenContext {
    * @throws NOT_FOUND naming every place; GATE, IN_USE, and what opening throws
    */
   openFile?(name: string, candidates: readonly string[]): OpenedFile
+  /**
+   * The passphrase of this image, where it is encrypted; asks for it where need be. Undefined: it is looked at only, or
+   * nobody has one; the image can be opened without, and `attach` says that there is none.
+   */
+  secret?(): Uint8Array | undefined
   /** Opening goes on, and the user is told one line. */
   warn(message: string): void
 }
@@ -285,6 +290,8 @@ export interface CreateContext {
   /** Size of the disk in bytes. */
   readonly size: number
   readonly options: OptionValues
+  /** The passphrase of the new image, where it is to be encrypted; undefined: there is none. */
+  secret?(): Uint8Array | undefined
   readonly backing: Backing | undefined
 }
 

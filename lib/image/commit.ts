@@ -15,7 +15,7 @@ import { MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
-import { chainOptions, imageOver } from './open.js'
+import { chainOptions, imageOver, type Secret } from './open.js'
 
 /** Copied at a time. */
 const PIECE = MiB
@@ -24,6 +24,8 @@ export interface CommitOptions {
   /** The image's format; default: found by looking at the content. */
   readonly format?: string | undefined
   readonly backingDirs?: readonly string[]
+  /** The passphrase of the image and its parent. */
+  readonly secret?: Secret | undefined
   /** The image keeps what it has. */
   readonly keep?: boolean
   readonly onProgress?: ((position: number, size: number) => void) | undefined
@@ -36,9 +38,9 @@ export interface CommitOptions {
  * @throws USAGE where it has no parent, UNSUPPORTED where its format cannot be emptied, and as opening both for writing
  */
 export function commitImage(path: string, options: CommitOptions = {}): { parent: string; written: number } {
-  const { format, backingDirs = [], warn } = options
+  const { format, backingDirs = [], secret, warn } = options
   const parent = parentOf(path, { ...chainOptions({ readOnly: true, format, backingDirs, lock: false }) })
-  const writing = chainOptions({ readOnly: false, format, backingDirs, ...(warn && { warn }) })
+  const writing = chainOptions({ readOnly: false, format, backingDirs, secret, ...(warn && { warn }) })
   const layers = openChain(path, { ...writing, parents: false })
   try {
     const own = layers[0]!

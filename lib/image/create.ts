@@ -10,7 +10,7 @@ import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
 import { closeLayers, openChain } from './chain.js'
-import { chainOptions } from './open.js'
+import { chainOptions, type Secret, secretFunction } from './open.js'
 
 export interface CreateOptions {
   /** Name of the format. */
@@ -24,6 +24,8 @@ export interface CreateOptions {
   readonly backingFormat?: string | undefined
   /** Folders besides the parent's own from which files that it names may be opened. */
   readonly backingDirs?: readonly string[]
+  /** The passphrase of the new image, where the options say that it is encrypted. */
+  readonly secret?: Secret | undefined
   /** False: its name, and what is written to it, need not be durable yet. */
   readonly durable?: boolean
 }
@@ -43,7 +45,8 @@ export function createImage(path: string, request: CreateOptions): number {
   const storage = openFile(path, { readOnly: false, create: true, syncAtClose: !durable })
   try {
     lockImage(storage, { write: true })
-    format.create({ storage, path: resolve(path), size, options, backing })
+    const secret = secretFunction(request.secret)
+    format.create({ storage, path: resolve(path), size, options, ...(secret && { secret }), backing })
     storage.sync()
     const created = sizeOf(storage, resolve(path), format)
     if (durable) syncFolder(path)

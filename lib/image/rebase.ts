@@ -8,7 +8,7 @@ import { closeLayers, openChain } from './chain.js'
 import { isZero } from './convert/zeros.js'
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
-import { chainOptions, openImage } from './open.js'
+import { chainOptions, openImage, type Secret } from './open.js'
 
 /** Compared at a time; what differs in it is written as a whole. */
 const PIECE = MiB / 16
@@ -21,6 +21,8 @@ export interface RebaseOptions {
   readonly unsafe?: boolean
   readonly format?: string | undefined
   readonly backingDirs?: readonly string[]
+  /** The passphrase of the image and its parents. */
+  readonly secret?: Secret | undefined
   readonly onProgress?: ((position: number, size: number) => void) | undefined
   readonly warn?: ((message: string) => void) | undefined
 }
@@ -40,7 +42,7 @@ export function rebaseImage(path: string, options: RebaseOptions): void {
     if (!kind.rebase) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} have no parents`, { path })
   })
   if (!unsafe) {
-    if (backing) refuseDescendant(path, backing, backingDirs)
+    if (backing) refuseDescendant(path, backing, options)
     bringUp(path, backing, options)
   }
   change(path, { ...opening, readOnly: false }, ([layer]) => {
@@ -74,8 +76,8 @@ function findBacking({ backing, backingFormat, backingDirs = [], unsafe }: Rebas
 }
 
 /** @throws USAGE where the image is below its new parent, or is it */
-function refuseDescendant(path: string, backing: Backing, backingDirs: readonly string[]): void {
-  const below = openImage(backing.path, { readOnly: true, lock: false, format: backing.format, backingDirs })
+function refuseDescendant(path: string, backing: Backing, { backingDirs = [], secret }: RebaseOptions): void {
+  const below = openImage(backing.path, { readOnly: true, lock: false, format: backing.format, backingDirs, secret })
   const paths = below.paths.map((file) => resolve(file))
   below.close()
   if (paths.includes(resolve(path)))
@@ -84,11 +86,11 @@ function refuseDescendant(path: string, backing: Backing, backingDirs: readonly 
 
 /** Writes what the image shows through its old parent, and would not show through the new one, into the image. */
 function bringUp(path: string, backing: Backing | undefined, options: RebaseOptions): void {
-  const { format, backingDirs = [], warn, onProgress } = options
-  const image = openImage(path, { readOnly: false, format, backingDirs, ...(warn && { warn }) })
+  const { format, backingDirs = [], secret, warn, onProgress } = options
+  const opening = { backingDirs, secret, ...(warn && { warn }) }
+  const image = openImage(path, { ...opening, readOnly: false, format })
   try {
-    const below =
-      backing && openImage(backing.path, { readOnly: true, format: backing.format, backingDirs, ...(warn && { warn }) })
+    const below = backing && openImage(backing.path, { ...opening, readOnly: true, format: backing.format })
     try {
       new BringUp(image, below).run(onProgress)
     } finally {

@@ -23,6 +23,8 @@ export interface ServerConfig {
   /** As the user wrote it, made absolute. Undefined: `attach`, a private folder and a loop device over what is in it. */
   readonly mountpoint: string | undefined
   readonly options: MountOptions
+  /** The passphrase of an encrypted image, in base64. It is told on standard input only, and shown nowhere. */
+  readonly secret?: string | undefined
   /** Where standard error goes; none in the foreground. */
   readonly log: string | undefined
 }
@@ -75,6 +77,7 @@ async function begin(
     snapshot: options.snapshot,
     backingDirs: options.backingDirs,
     threads: transport.threads(options),
+    ...(config.secret === undefined ? {} : { secret: Buffer.from(config.secret, 'base64') }),
     warn: listener.warning,
     ...(options.cacheSize === undefined ? {} : { cacheSize: options.cacheSize }),
   })

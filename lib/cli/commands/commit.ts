@@ -5,6 +5,7 @@ import { formatSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { progressBar } from '../progress.js'
+import { secretOf } from '../secret.js'
 
 export function run(args: Arguments, io: Io): number {
   const path = args.positionals[0]!
@@ -14,6 +15,7 @@ export function run(args: Arguments, io: Io): number {
     const { parent, written } = commitImage(path, {
       format: args.value('format'),
       backingDirs: args.values('backing-dir'),
+      secret: secretOf({ file: args.value('secret'), image: path }, io),
       keep,
       onProgress: bar && ((position, size) => bar.showPosition(position, size)),
       warn: (text) => io.err(`vdiskfs: ${text}\n`),

@@ -5,6 +5,7 @@ import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { errorLine } from '../main.js'
 import { progressBar } from '../progress.js'
+import { secretOf } from '../secret.js'
 
 const Code = { SAME: 0, DIFFERENT: 1, FAILED: 2 } as const
 
@@ -19,6 +20,7 @@ export function run(args: Arguments, io: Io): number {
     const { sizes, difference } = compareImages(first, second, {
       formats: [args.value('format'), args.value('second-format')],
       strict: args.has('strict'),
+      secret: secretOf({ file: args.value('secret'), image: first }, io),
       backingDirs: args.values('backing-dir'),
       warn: (text) => io.err(`vdiskfs: ${text}\n`),
       onProgress: bar && ((position, size) => bar.showPosition(position, size)),

@@ -6,6 +6,7 @@ import { parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { progressBar } from '../progress.js'
+import { readSecret, secretOf } from '../secret.js'
 import { interruptible } from '../signals.js'
 import { parseCount } from '../values.js'
 import { details as formatOptions } from './create.js'
@@ -14,6 +15,7 @@ export function run(args: Arguments, io: Io): Promise<number> {
   const [source, target] = args.positionals as [string, string]
   const sparse = args.value('sparse-size')
   const threads = args.value('threads')
+  const targetSecret = args.value('target-secret')
   const bar = progressBar(args, io)
   return interruptible(async (signal) => {
     try {
@@ -22,6 +24,8 @@ export function run(args: Arguments, io: Io): Promise<number> {
         format: findFormat(args.value('output-format') ?? 'raw').name,
         options: args.list('options'),
         snapshot: args.value('snapshot'),
+        secret: secretOf({ file: args.value('secret'), image: source }, io),
+        targetSecret: targetSecret === undefined ? undefined : readSecret(targetSecret),
         backing: args.value('backing'),
         backingFormat: args.value('backing-format'),
         backingDirs: args.values('backing-dir'),

@@ -1,6 +1,7 @@
 /** `vdiskfs mount IMAGE MOUNTPOINT`. */
 
 import { resolve } from 'node:path'
+import { needsSecret } from '../../image/open.js'
 import type { MountOptions, RegistryEntry } from '../../mount/registry.js'
 import { type MountRequest, startMount } from '../../mount/start.js'
 import { DEFAULT_TRANSPORT, TRANSPORT_NAMES } from '../../mount/transports.js'
@@ -11,6 +12,7 @@ import type { Arguments } from '../arguments.js'
 import { table } from '../help.js'
 import type { Io } from '../io.js'
 import { IGNORED_OPTIONS, mountSettings, VALUE_OPTIONS } from '../mount-options.js'
+import { secretOf } from '../secret.js'
 import { choice, parseCount, wrongValue } from '../values.js'
 
 /** More threads than this cost more memory than they bring. */
@@ -19,7 +21,7 @@ const LEAST_CACHE = '1M'
 
 export async function run(args: Arguments, io: Io): Promise<number> {
   const [image, mountpoint] = args.positionals as [string, string]
-  const request = { image: resolve(image), mountpoint: resolve(mountpoint), options: mountOptions(args) }
+  const request = mountRequest(args, image, resolve(mountpoint), io)
   const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
   if (args.has('foreground')) await stay(request, warn, (entry) => warn(`${describe(entry)}; Ctrl-C ends it`))
   else await startMount(request, warn)
@@ -34,6 +36,17 @@ export async function stay(
 ): Promise<void> {
   const { runServer } = await import('../../mount/server.js')
   await runServer({ ...request, log: undefined }, { warning: warn, problem: warn, report: warn, ready })
+}
+
+/** What to mount. An encrypted image's passphrase is asked for here: the server in the background has no terminal. */
+export function mountRequest(args: Arguments, image: string, mountpoint: string | undefined, io: Io): MountRequest {
+  const path = resolve(image)
+  const options = mountOptions(args)
+  const { format, snapshot, backingDirs } = options
+  const secret = secretOf({ file: mountSettings(args).value('secret'), image }, io)
+  const asked = typeof secret === 'function' && needsSecret(path, { format, snapshot, backingDirs }) ? secret() : secret
+  const known = typeof asked === 'function' ? undefined : asked
+  return { image: path, mountpoint, options, secret: known && Buffer.from(known).toString('base64') }
 }
 
 /** What the options that `mount` and `attach` have in common say. @throws USAGE */

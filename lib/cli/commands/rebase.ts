@@ -5,6 +5,7 @@ import { VdiskError } from '../../util/errors.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { progressBar } from '../progress.js'
+import { secretOf } from '../secret.js'
 
 export function run(args: Arguments, io: Io): number {
   const path = args.positionals[0]!
@@ -18,6 +19,7 @@ export function run(args: Arguments, io: Io): number {
       unsafe: args.has('unsafe'),
       format: args.value('format'),
       backingDirs: args.values('backing-dir'),
+      secret: secretOf({ file: args.value('secret'), image: path }, io),
       onProgress: bar && ((position, size) => bar.showPosition(position, size)),
       warn: (text) => io.err(`vdiskfs: ${text}\n`),
     })

@@ -16,10 +16,11 @@
  */
 
 import type { DirtyBatch } from '../../metadata/commit.js'
-import type { Allocation, Driver, Extent, LayerContext } from '../driver.js'
+import type { Allocation, Driver, Extent, LayerContext, SectorCipher } from '../driver.js'
 import { Clusters } from './clusters.js'
 import { COMPRESSION_TYPES } from './codec.js'
 import { CompressedClusters } from './compressed.js'
+import { dataCipher } from './encryption.js'
 import { Growth } from './growth.js'
 import { type Qcow2Layout, State } from './layout.js'
 import { Mapping } from './mapping.js'
@@ -39,6 +40,7 @@ export class Qcow2Driver implements Driver {
   readonly blockSize: number
   readonly locked = true
   readonly changeSectors = CHANGE_SECTORS
+  readonly cipher: SectorCipher | undefined
   readonly #layout: Qcow2Layout
   readonly #context: LayerContext
   readonly #mapping: Mapping
@@ -52,6 +54,7 @@ export class Qcow2Driver implements Driver {
     this.size = layout.size
     this.blockSize = layout.clusterSize
     this.#layout = layout
+    this.cipher = layout.encryption && dataCipher(layout.encryption, context.files[0]!.storage.path)
     this.#context = context
     const tables = new Tables(layout, context)
     this.#mapping = new Mapping(layout, context, tables)

@@ -4,15 +4,13 @@ import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { Facts } from '../driver.js'
 import { ExtensionType, extensionText } from './extensions.js'
-import { Autoclear, COMPRESSION_NAMES, Compatible, Crypt, Incompatible } from './header.js'
+import { Autoclear, COMPRESSION_NAMES, Compatible, Incompatible } from './header.js'
 import type { Qcow2Layout } from './layout.js'
 import { readSnapshots } from './snapshots.js'
 
-const ENCRYPTION = { [Crypt.AES]: 'aes', [Crypt.LUKS]: 'luks' } as const
-
 export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
-  const { header, clusterSize, refcountOrder, compressionType } = layout
-  const { incompatible, compatible, autoclear, extensions, cryptMethod } = header
+  const { header, clusterSize, refcountOrder, compressionType, encryption } = layout
+  const { incompatible, compatible, autoclear, extensions } = header
   const dataFile = extensionText(extensions, ExtensionType.DATA_FILE)
   return {
     compat: header.version === 2 ? '0.10' : '1.1',
@@ -29,7 +27,7 @@ export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
       'data-file': dataFile ?? null,
       'data-file-raw': autoclear.includes(Autoclear.RAW_DATA_FILE),
     }),
-    ...(cryptMethod !== Crypt.NONE && { encrypt: { format: ENCRYPTION[cryptMethod as 1 | 2] } }),
+    ...(encryption && { encrypt: encryption.facts }),
     ...snapshotFacts(layout, storage),
   }
 }

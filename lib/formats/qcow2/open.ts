@@ -4,6 +4,7 @@ import { VdiskError } from '../../util/errors.js'
 import type { OpenContext, Opened, OpenedFile } from '../driver.js'
 import { parentRequest, places } from './backing.js'
 import { repairRefcounts } from './check.js'
+import { type Encryption, openEncryption } from './encryption.js'
 import { ExtensionType, extensionText } from './extensions.js'
 import { refuseUnknown } from './features.js'
 import {
@@ -42,7 +43,9 @@ export function openQcow2(context: OpenContext): Opened<Qcow2Layout> {
   const snapshot = context.snapshot === undefined ? undefined : findSnapshot(storage, header, context.snapshot)
   const parent = parentRequest(header, path)
   const file = openDataFile(context, header)
-  const layout = makeLayout(header, { snapshot, file, backing: parent !== undefined, path: storage.path })
+  const encryption = openEncryption(storage, header, context.secret)
+  const backing = parent !== undefined
+  const layout = makeLayout(header, { snapshot, file, backing, encryption, path: storage.path })
   return { layout, size: layout.size, parent, state: firstState(layout, storage.size(), !readOnly) }
 }
 
@@ -118,11 +121,12 @@ interface Circumstances {
   readonly snapshot: Snapshot | undefined
   readonly file: OpenedFile | undefined
   readonly backing: boolean
+  readonly encryption: Encryption | undefined
   readonly path: string
 }
 
 /** The layout of the image whose header was checked. */
-export function makeLayout(header: Header, { snapshot, file, backing, path }: Circumstances): Qcow2Layout {
+export function makeLayout(header: Header, { snapshot, file, backing, encryption, path }: Circumstances): Qcow2Layout {
   const { incompatible, autoclear, compatible, clusterBits, refcountOrder } = header
   const clusterSize = 2 ** clusterBits
   const extendedL2 = incompatible.includes(Incompatible.EXTENDED_L2)
@@ -146,7 +150,7 @@ export function makeLayout(header: Header, { snapshot, file, backing, path }: Ci
     l1Offset: snapshot?.l1TableOffset ?? header.l1TableOffset,
     l1Size,
     compressionType: compressionType(header),
-    cryptMethod: header.cryptMethod,
+    encryption,
     dataFile: file && { index: file.index, raw: autoclear.includes(Autoclear.RAW_DATA_FILE) },
     backing,
     zeroClusters: header.version > 2,
