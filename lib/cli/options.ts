@@ -33,6 +33,7 @@ export type CommandName =
   | 'rebase'
   | 'check'
   | 'bitmap'
+  | 'snapshot'
   | 'resize'
   | 'completion'
 
@@ -48,7 +49,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     short: 'f',
     value: 'FMT',
     help: 'the format of the image, not detected',
-    on: ['info', 'map', 'commit', 'rebase', 'check', 'bitmap', 'resize'],
+    on: ['info', 'map', 'commit', 'rebase', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of SOURCE, not detected', on: ['convert'] },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of FIRST, not detected', on: ['compare'] },
@@ -82,7 +83,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     value: 'DIR',
     repeats: true,
     help: "let the image's parents lie in this folder too, not only in the image's own",
-    on: [...MOUNTING, 'info', 'map', 'convert', 'compare', 'commit', 'rebase', 'check', 'bitmap', 'resize'],
+    on: [...MOUNTING, 'info', 'map', 'convert', 'compare', 'commit', 'rebase', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   { name: 'backing', short: 'b', value: 'FILE', help: 'make the image over this parent', on: ['create'] },
   {
@@ -126,7 +127,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     name: 'progress',
     short: 'p',
     help: 'show how far it is where that is no terminal, too',
-    on: ['convert', 'compare'],
+    on: ['convert', 'compare', 'commit', 'rebase'],
   },
   { name: 'threads', short: 'm', value: 'N', help: 'the threads that copy (a processor each)', on: ['convert'] },
   { name: 'unordered', short: 'W', help: 'write in any order; it is nearly the order of the disk', on: ['convert'] },
@@ -167,12 +168,12 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'print nothing',
     on: ['create', 'convert', 'compare', 'commit', 'rebase', 'check', 'resize'],
   },
-  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap'] },
+  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap', 'snapshot'] },
   {
     name: 'output',
     value: 'human|json',
     help: "the same, in qemu-img's words",
-    on: ['info', 'map', 'check', 'bitmap'],
+    on: ['info', 'map', 'check', 'bitmap', 'snapshot'],
   },
   {
     name: 'help',
@@ -193,6 +194,7 @@ export const OPTIONS: readonly OptionSpec[] = [
       'rebase',
       'check',
       'bitmap',
+      'snapshot',
       'resize',
       'completion',
     ],
