@@ -47,8 +47,8 @@ export function commitImage(path: string, options: CommitOptions = {}): { parent
     if (!own.format.empty && !options.keep)
       throw new VdiskError('UNSUPPORTED', `images of format ${own.format.name} cannot be emptied`, { path })
     const into = { ...writing, format: parent.format, backingDirs: [...backingDirs, dirname(path)] }
-    growParent(own, parent.path, into)
-    const written = copyDown(own, parent.path, into, options)
+    const left = growParent(own, parent.path, into)
+    const written = copyDown(own, parent.path, into, left, options)
     tell(own, backingAt(parent.path, parent.format, { backingDirs, parents: false }), 'after')
     if (!options.keep) own.format.empty!(own.opened.layout, filesOf(own))
     return { parent: parent.path, written }
@@ -91,21 +91,8 @@ function reopened({ format, storage, files, path }: Layer): unknown {
   return format.open(context).layout
 }
 
-function growParent(own: Layer, parent: string, options: ChainOptions): void {
-  const left = resizeParent(own, parent, options)
-  if (!left) return
-  const target = imageOver(openChain(parent, options))
-  try {
-    target.zero(left.start, left.length, false)
-    target.flush()
-  } finally {
-    target.close()
-  }
-}
-
-/** @returns what of it has to be zeroed now */
-function resizeParent(own: Layer, parent: string, options: ChainOptions): ByteRange | undefined {
-  let left: ByteRange | undefined
+/** @returns what of the parent must be zeroed when it is a disk again */
+function growParent(own: Layer, parent: string, options: ChainOptions): ByteRange | undefined {
   const layers = openChain(parent, options)
   try {
     const below = layers[0]!
@@ -116,6 +103,7 @@ function resizeParent(own: Layer, parent: string, options: ChainOptions): ByteRa
         path: parent,
       })
     tell(own, backingOf(below), 'before')
+    let left: ByteRange | undefined
     format.resize(opened.layout, filesOf(below), own.opened.size, {
       below: () => layers[1]?.opened.size ?? 0,
       zeroLater: (range) => {
@@ -133,12 +121,19 @@ function backingOf({ path, format, opened }: Layer): Backing {
 }
 
 /** @returns the bytes of data that were written */
-function copyDown(own: Layer, parent: string, into: ChainOptions, options: CommitOptions): number {
+function copyDown(
+  own: Layer,
+  parent: string,
+  into: ChainOptions,
+  left: ByteRange | undefined,
+  options: CommitOptions,
+): number {
   const layers = openChain(parent, into)
   let target: Image | undefined
   try {
     tell(own, backingOf(layers[0]!), 'before')
     target = imageOver(layers)
+    if (left) target.zero(left.start, left.length, false)
     // Never closed: its file is the caller's.
     const source = imageOver([own], { readOnly: true })
     const written = copyOwn(source, target, options)

@@ -9,7 +9,7 @@ import type { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
-import { type Chain, createInMemory, randomBytes, secret, type Variant } from '../model/variants.js'
+import { type Chain, createInMemory, forQemu, randomBytes, secret, type Variant } from '../model/variants.js'
 import { must, run } from '../support/run.js'
 import { History } from './history.js'
 import { WholeSectors } from './sectors.js'
@@ -152,9 +152,10 @@ export function checkWithQemu(recorded: Recorded, state: State): string | undefi
     // It replays a log only when it may write, and only so.
     if (qemu === 'vhdx') must('qemu-img', ['check', '-q', '-r', 'all', '-f', qemu, join(folder, 'image')])
     // Space may be leaked (3), and no more.
-    if (qemu === 'qcow2' && ![0, 3].includes(run('qemu-img', ['check', '-f', qemu, join(folder, 'image')]).code))
-      must('qemu-img', ['check', '-f', qemu, join(folder, 'image')])
-    must('qemu-img', ['convert', '-f', qemu, '-O', 'raw', join(folder, 'image'), join(folder, 'disk')])
+    const known = forQemu(recorded.variant, join(folder, 'image'))!
+    if (qemu === 'qcow2' && ![0, 3].includes(run('qemu-img', ['check', ...known]).code))
+      must('qemu-img', ['check', ...known])
+    must('qemu-img', ['convert', '-O', 'raw', ...known, join(folder, 'disk')])
     const theirs = readFileSync(join(folder, 'disk'))
     const ours = readAll(storages).bytes
     if (theirs.length !== ours.length) return `QEMU sees ${theirs.length} bytes, not ${ours.length}`

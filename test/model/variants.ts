@@ -83,7 +83,7 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
       parent: { format: 'raw', options: [], size: 400 * KiB },
     },
     // Without the derivation of a key, which would take much of the tests' time.
-    { options: ['encrypt.format=aes', 'cluster_size=4K'], size: 300 * KiB + 1536 },
+    { options: ['encrypt.format=aes', 'cluster_size=4K'], size: 300 * KiB + 1536, qemu: 'qcow2' },
     {
       options: ['encrypt.format=aes', 'cluster_size=16K', 'extended_l2=on'],
       size: 300 * KiB,
@@ -121,6 +121,14 @@ export const variants: readonly Variant[] = formats.flatMap((format) =>
     name: [format.name, ...kind.options, ...(kind.parent ? [`over ${kind.parent.options.join(' ')}`] : [])].join(' '),
   })),
 )
+
+/** What tells qemu-img of an image of this kind; undefined where it cannot read it. */
+export function forQemu({ qemu, options }: Variant, path: string): string[] | undefined {
+  if (qemu === undefined) return undefined
+  if (!options.some((option) => option.startsWith('encrypt'))) return ['-f', qemu, path]
+  const encrypted = `driver=${qemu},encrypt.key-secret=s,file.filename=${path}`
+  return ['--object', `secret,id=s,data=${secret}`, '--image-opts', encrypted]
+}
 
 /** Writes an empty image. */
 export function create(format: Format, storage: Storage, size: number, options: readonly string[], backing?: Backing) {
