@@ -27,6 +27,7 @@ export type CommandName =
   | 'create'
   | 'check'
   | 'bitmap'
+  | 'snapshot'
   | 'resize'
   | 'completion'
 
@@ -42,7 +43,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     short: 'f',
     value: 'FMT',
     help: 'the format of the image, not detected',
-    on: ['info', 'map', 'check', 'bitmap', 'resize'],
+    on: ['info', 'map', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   {
     name: 'transport',
@@ -71,7 +72,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     value: 'DIR',
     repeats: true,
     help: "let the image's parents lie in this folder too, not only in the image's own",
-    on: [...MOUNTING, 'info', 'map', 'check', 'bitmap', 'resize'],
+    on: [...MOUNTING, 'info', 'map', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   { name: 'backing', short: 'b', value: 'FILE', help: 'make the image over this parent', on: ['create'] },
   { name: 'backing-format', short: 'F', value: 'FMT', help: 'the format of the parent', on: ['create'] },
@@ -91,12 +92,12 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'start-offset', short: 's', value: 'SIZE', help: 'begin at this byte of the disk', on: ['map'] },
   { name: 'max-length', short: 'l', value: 'SIZE', help: 'look at this many bytes at most', on: ['map'] },
   { name: 'quiet', short: 'q', help: 'print nothing', on: ['create', 'check', 'resize'] },
-  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap'] },
+  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap', 'snapshot'] },
   {
     name: 'output',
     value: 'human|json',
     help: "the same, in qemu-img's words",
-    on: ['info', 'map', 'check', 'bitmap'],
+    on: ['info', 'map', 'check', 'bitmap', 'snapshot'],
   },
   {
     name: 'help',
@@ -113,6 +114,7 @@ export const OPTIONS: readonly OptionSpec[] = [
       'create',
       'check',
       'bitmap',
+      'snapshot',
       'resize',
       'completion',
     ],

@@ -26,6 +26,7 @@ import { Mapping } from './mapping.js'
 import { Refcounts } from './refcounts.js'
 import { beginSession, endSession } from './session.js'
 import { Order, Tables } from './tables.js'
+import { beginTracking, endTracking, Tracker } from './tracker.js'
 import { Writing } from './writing.js'
 
 /**
@@ -38,7 +39,9 @@ export class Qcow2Driver implements Driver {
   readonly size: number
   readonly blockSize: number
   readonly locked = true
-  readonly changeSectors = CHANGE_SECTORS
+  readonly changeSectors: number
+  readonly record: ((offset: number, length: number) => number) | undefined
+  readonly recorded: ((offset: number, length: number) => number) | undefined
   readonly #layout: Qcow2Layout
   readonly #context: LayerContext
   readonly #mapping: Mapping
@@ -59,6 +62,12 @@ export class Qcow2Driver implements Driver {
     this.#clusters = new Clusters(layout, context, this.#refcounts)
     this.#growth = new Growth(layout, context, tables, this.#refcounts, this.#clusters)
     this.#writing = new Writing(layout, context, tables, this.#refcounts, this.#clusters, this.#growth)
+    const tracker = new Tracker(layout, context, () => this.#clusters.take(1))
+    this.changeSectors = Math.max(CHANGE_SECTORS, tracker.changeSectors)
+    if (context.writable && layout.tracked.length > 0) {
+      this.record = (offset, length) => tracker.record(offset, length)
+      this.recorded = (offset, length) => tracker.recorded(offset, length)
+    }
   }
 
   map(offset: number, length: number, out: Extent): void {
@@ -90,11 +99,13 @@ export class Qcow2Driver implements Driver {
   }
 
   beginWriting(): void {
+    beginTracking(this.#layout, this.#context)
     beginSession(this.#session)
   }
 
   finish(): void {
     endSession(this.#session)
+    endTracking(this.#layout, this.#context)
   }
 
   get #session() {

@@ -22,6 +22,7 @@ import {
 } from './header.js'
 import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES, firstState, type Qcow2Layout, SUBCLUSTERS } from './layout.js'
 import { findSnapshot, type Snapshot } from './snapshots.js'
+import { trackedBitmaps } from './tracker.js'
 
 const REPAIR = 'vdiskfs check --repair all mends it, and it can be read as it is'
 
@@ -42,7 +43,8 @@ export function openQcow2(context: OpenContext): Opened<Qcow2Layout> {
   const snapshot = context.snapshot === undefined ? undefined : findSnapshot(storage, header, context.snapshot)
   const parent = parentRequest(header, path)
   const file = openDataFile(context, header)
-  const layout = makeLayout(header, { snapshot, file, backing: parent !== undefined, path: storage.path })
+  const made = makeLayout(header, { snapshot, file, backing: parent !== undefined, path: storage.path })
+  const layout = readOnly ? made : { ...made, ...trackedBitmaps(storage, header, context.warn) }
   return { layout, size: layout.size, parent, state: firstState(layout, storage.size(), !readOnly) }
 }
 
@@ -151,6 +153,9 @@ export function makeLayout(header: Header, { snapshot, file, backing, path }: Ci
     backing,
     zeroClusters: header.version > 2,
     lazyRefcounts: compatible.includes(Compatible.LAZY_REFCOUNTS),
+    bitmapsKept: false,
+    tracked: [],
+    dropped: [],
     snapshot: snapshot?.id,
   }
 }
