@@ -204,12 +204,18 @@ function checkOptions(options: OptionValues, { version, clusterBits, refcountOrd
 /** What others call a format. */
 const FORMAT_NAMES: Readonly<Record<string, string>> = { vhd: 'vpc' }
 
+const textExtension = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
+
+/** The extension that says what format the backing file has. */
+export function backingFormat({ format }: Backing): Extension {
+  return textExtension(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[format] ?? format)
+}
+
 function newExtensions(backing: Backing | undefined, dataFile: string | undefined): Extension[] {
-  const text = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
   return [
-    ...(backing ? [text(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[backing.format] ?? backing.format)] : []),
+    ...(backing ? [backingFormat(backing)] : []),
     // QEMU looks for a relative one in the folder that it is started in.
-    ...(dataFile === undefined ? [] : [text(ExtensionType.DATA_FILE, resolve(dataFile))]),
+    ...(dataFile === undefined ? [] : [textExtension(ExtensionType.DATA_FILE, resolve(dataFile))]),
   ]
 }
 
