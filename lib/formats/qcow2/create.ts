@@ -157,7 +157,7 @@ function newHeader({ path, size: wanted, options, backing }: CreateContext): Hea
     autoclear: options.data_file_raw ? [Autoclear.RAW_DATA_FILE] : [],
     refcountOrder,
     additional: version === 2 ? new Uint8Array() : additionalFields(compression),
-    extensions: newExtensions(backing, options.data_file as string | undefined, path),
+    extensions: newExtensions(backing, options.data_file as string | undefined),
     backingName,
   }
   return withFeatureNames(header, path)
@@ -191,11 +191,12 @@ function checkOptions(options: OptionValues, { version, clusterBits, refcountOrd
 /** What others call a format. */
 const FORMAT_NAMES: Readonly<Record<string, string>> = { vhd: 'vpc' }
 
-function newExtensions(backing: Backing | undefined, dataFile: string | undefined, path: string): Extension[] {
+function newExtensions(backing: Backing | undefined, dataFile: string | undefined): Extension[] {
   const text = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
   return [
     ...(backing ? [text(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[backing.format] ?? backing.format)] : []),
-    ...(dataFile === undefined ? [] : [text(ExtensionType.DATA_FILE, storedName(resolve(dataFile), path))]),
+    // QEMU looks for a relative one in the folder that it is started in.
+    ...(dataFile === undefined ? [] : [text(ExtensionType.DATA_FILE, resolve(dataFile))]),
   ]
 }
 
@@ -232,7 +233,7 @@ function planImage(header: Header, preallocated: boolean, external: boolean): Pl
   const { clusterBits, refcountOrder, l1Size, size } = header
   const clusterSize = 2 ** clusterBits
   const blockEntries = (clusterSize * 8) / 2 ** refcountOrder
-  const l1Clusters = Math.max(1, Math.ceil((l1Size * ENTRY_BYTES) / clusterSize))
+  const l1Clusters = Math.ceil((l1Size * ENTRY_BYTES) / clusterSize)
   const l2Clusters = preallocated ? l1Size : 0
   const dataClusters = preallocated && !external ? Math.ceil(size / clusterSize) : 0
   const others = 1 + l1Clusters + l2Clusters + dataClusters
