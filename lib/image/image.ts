@@ -23,6 +23,8 @@ const trace = makeTrace('image')
 const COPY_CHUNK = 1 << 20
 /** Guest bytes that one `release` is asked for at most, so that the lock is given away now and then. */
 const RELEASE_CHUNK = 2 ** 40
+/** Extents that one `seek` looks at: a disk can be nothing but small holes, and somebody waits for the answer. */
+const SEEK_EXTENTS = 2 ** 18
 
 export interface LayerHandle {
   readonly path: string
@@ -584,9 +586,14 @@ export class Image {
     return { length: e.length, kind }
   }
 
-  /** The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. */
+  /**
+   * The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. What takes too long
+   * to find is taken to be data, as lseek(2) allows.
+   */
   seek(offset: number, data: boolean): number {
-    for (let at = offset; at < this.size; ) {
+    let at = offset
+    for (let extents = 0; at < this.size; extents++) {
+      if (extents === SEEK_EXTENTS) return data ? at : this.size
       const e = this.#locate(at, this.size - at)
       const found = seekExtent(e, at, data, this.#files, this.#drivers[this.#depth]!)
       if (found >= 0) return found
