@@ -40,6 +40,7 @@ const CHANGE_SECTORS = 8 + 1 + 8 + 1 + 2 * 32
 export class Qcow2Driver implements Driver {
   readonly size: number
   readonly blockSize: number
+  readonly releaseSize: number | undefined
   readonly locked = true
   readonly changeSectors: number
   readonly record: ((offset: number, length: number) => number) | undefined
@@ -57,6 +58,7 @@ export class Qcow2Driver implements Driver {
   constructor(layout: Qcow2Layout, context: LayerContext) {
     this.size = layout.size
     this.blockSize = layout.clusterSize
+    this.releaseSize = layout.extendedL2 && !layout.dataFile ? layout.subclusterSize : undefined
     this.#layout = layout
     this.#context = context
     const guard = new Guard(layout, context)
