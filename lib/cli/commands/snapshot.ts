@@ -1,6 +1,7 @@
 /** `vdiskfs snapshot list|create|apply|delete IMAGE [NAME]`. */
 
 import type { SnapshotFacts } from '../../formats/driver.js'
+import { snapshotFacts } from '../../image/info.js'
 import {
   applySnapshot,
   createSnapshot,
@@ -58,15 +59,8 @@ function list({ path, args, io, options }: Request): void {
 /** The keys of `qemu-img info --output=json`, and the date once more for people. */
 function facts(snapshot: SnapshotFacts): Record<string, unknown> {
   return {
-    id: snapshot.id,
-    name: snapshot.name,
+    ...snapshotFacts(snapshot),
     date: dateOf(snapshot).toISOString(),
-    'date-sec': snapshot.dateSeconds,
-    'date-nsec': snapshot.dateNanoseconds,
-    'vm-state-size': snapshot.vmStateSize,
-    'vm-clock-sec': snapshot.clockSeconds,
-    'vm-clock-nsec': snapshot.clockNanoseconds,
-    ...(snapshot.icount !== undefined && { icount: snapshot.icount }),
     ...(snapshot.diskSize !== undefined && { 'disk-size': snapshot.diskSize }),
   }
 }

@@ -16,10 +16,11 @@
  */
 
 import type { DirtyBatch } from '../../metadata/commit.js'
-import type { Allocation, Driver, Extent, LayerContext } from '../driver.js'
+import type { Allocation, Driver, Extent, LayerContext, SectorCipher } from '../driver.js'
 import { Clusters } from './clusters.js'
 import { COMPRESSION_TYPES } from './codec.js'
 import { CompressedClusters } from './compressed.js'
+import { dataCipher } from './encryption.js'
 import { Growth } from './growth.js'
 import { Guard } from './guard.js'
 import { type Qcow2Layout, State } from './layout.js'
@@ -42,6 +43,7 @@ export class Qcow2Driver implements Driver {
   readonly blockSize: number
   readonly releaseSize: number | undefined
   readonly locked = true
+  readonly cipher: SectorCipher | undefined
   readonly changeSectors: number
   readonly record: ((offset: number, length: number) => number) | undefined
   readonly recorded: ((offset: number, length: number) => number) | undefined
@@ -60,6 +62,7 @@ export class Qcow2Driver implements Driver {
     this.blockSize = layout.clusterSize
     this.releaseSize = layout.extendedL2 && !layout.dataFile ? layout.subclusterSize : undefined
     this.#layout = layout
+    this.cipher = layout.encryption && dataCipher(layout.encryption, context.files[0]!.storage.path)
     this.#context = context
     const guard = new Guard(layout, context)
     const tables = new Tables(layout, context, guard)

@@ -3,16 +3,15 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { Facts } from '../driver.js'
+import { bitmapsConsistent } from './bitmap-directory.js'
+import { listBitmaps } from './bitmap-tools.js'
 import { ExtensionType, extensionText } from './extensions.js'
-import { Autoclear, COMPRESSION_NAMES, Compatible, Crypt, Incompatible } from './header.js'
+import { Autoclear, COMPRESSION_NAMES, Compatible, Incompatible } from './header.js'
 import type { Qcow2Layout } from './layout.js'
-import { readSnapshots } from './snapshots.js'
-
-const ENCRYPTION = { [Crypt.AES]: 'aes', [Crypt.LUKS]: 'luks' } as const
 
 export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
-  const { header, clusterSize, refcountOrder, compressionType } = layout
-  const { incompatible, compatible, autoclear, extensions, cryptMethod } = header
+  const { header, clusterSize, refcountOrder, compressionType, encryption } = layout
+  const { incompatible, compatible, autoclear, extensions } = header
   const dataFile = extensionText(extensions, ExtensionType.DATA_FILE)
   return {
     compat: header.version === 2 ? '0.10' : '1.1',
@@ -29,29 +28,19 @@ export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
       'data-file': dataFile ?? null,
       'data-file-raw': autoclear.includes(Autoclear.RAW_DATA_FILE),
     }),
-    ...(cryptMethod !== Crypt.NONE && { encrypt: { format: ENCRYPTION[cryptMethod as 1 | 2] } }),
-    ...snapshotFacts(layout, storage),
+    ...(encryption && { encrypt: encryption.facts }),
+    ...bitmapFacts(layout, storage),
   }
 }
 
-/** As many as can be read: an image with a damaged table of snapshots is still an image. */
-function snapshotFacts({ header }: Qcow2Layout, storage: Storage): Facts {
-  if (header.nbSnapshots === 0) return {}
-  const snapshots: Facts[] = []
+/** An image with a damaged directory is still an image. */
+function bitmapFacts({ header }: Qcow2Layout, storage: Storage): Facts {
+  if (!bitmapsConsistent(header)) return {}
   try {
-    for (const snapshot of readSnapshots(storage, header))
-      snapshots.push({
-        id: snapshot.id,
-        name: snapshot.name,
-        'vm-state-size': snapshot.vmStateSize,
-        'date-sec': snapshot.dateSeconds,
-        'date-nsec': snapshot.dateNanoseconds,
-        'vm-clock-sec': Math.floor(snapshot.vmClockNanoseconds / 1e9),
-        'vm-clock-nsec': snapshot.vmClockNanoseconds % 1e9,
-      })
-    return { snapshots }
+    const bitmaps = listBitmaps(storage).map(({ name, granularity, flags }) => ({ name, granularity, flags }))
+    return bitmaps.length === 0 ? {} : { bitmaps }
   } catch (error) {
     if (!(error instanceof VdiskError)) throw error
-    return { snapshots, 'snapshots-error': error.message }
+    return { 'bitmaps-error': error.message }
   }
 }

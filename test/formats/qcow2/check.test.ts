@@ -302,6 +302,37 @@ for (const { name, how, what, code, theirs = code, kept } of DAMAGES)
     t.equal(qemuCheck(path).code, 0)
   })
 
+t.test('a refcount block in the cluster of data: the data is not touched', async (t) => {
+  const path = image(t)
+  change(path, (b) => b.set64(b.l2, BigInt(b.refcounts) | COPIED).set16(b.refcountOf(b.l1), 0))
+  const block = read(path, 64 * KiB)
+  t.equal(codeOf(checkImage(path)), 2)
+  t.equal(codeOf(checkImage(path, { repair: 'all' })), 0)
+  t.equal(qemuCheck(path).code, 0)
+  t.ok(read(path, 64 * KiB).equals(block))
+  t.same(differences(path, FIRST), [])
+})
+
+/** The disk's first bytes. */
+function read(path: string, length: number): Buffer {
+  const disk = openImage(path, { readOnly: true })
+  const bytes = Buffer.alloc(length)
+  disk.read(bytes, 0, length, 0)
+  disk.close()
+  return bytes
+}
+
+t.test('hostile: every entry says the cluster of the L1 table', async (t) => {
+  const path = image(t)
+  change(path, (b) => {
+    for (let i = 0; i < 8192; i++) b.set64(b.l2 + 8 * i, COPIED | BigInt(b.l1))
+  })
+  const size = statSync(path).size
+  const found = checkImage(path, { repair: 'all' })
+  t.equal(codeOf(found), 2)
+  t.ok(statSync(path).size < size + 70 * MiB, 'not all of them are given room')
+})
+
 t.test('leaks alone: freed, and nothing else is changed', async (t) => {
   const path = image(t)
   change(path, (b) => b.set64(b.l2 + 8 * 64, 0).set64(b.l2, b.u64(b.l2)))
