@@ -92,6 +92,40 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./commands/create.js'),
   },
   {
+    name: 'convert',
+    summary: 'copy a disk into an image of another format',
+    positionals: [
+      { name: 'SOURCE', help: 'the image to read; it is not changed' },
+      { name: 'TARGET', help: 'the image to make; one that exists is replaced when the new one is complete' },
+    ],
+    examples: ['convert -O qcow2 disk.vhd disk.qcow2', 'convert -O vhdx -o block_size=1M disk.img disk.vhdx'],
+    load: () => import('./commands/convert.js'),
+  },
+  {
+    name: 'compare',
+    summary: 'whether two images show the same',
+    positionals: [
+      { name: 'FIRST', help: 'an image' },
+      { name: 'SECOND', help: 'another one; the rest of the larger disk must be zeros' },
+    ],
+    examples: ['compare disk.vhd disk.qcow2', 'compare -s -f raw disk.img copy.img'],
+    load: () => import('./commands/compare.js'),
+  },
+  {
+    name: 'commit',
+    summary: 'write what an image has into its parent, and empty it',
+    positionals: [IMAGE],
+    examples: ['commit child.vhd', 'commit -d overlay.qcow2'],
+    load: () => import('./commands/commit.js'),
+  },
+  {
+    name: 'rebase',
+    summary: 'put an image over another parent; it shows what it did',
+    positionals: [IMAGE],
+    examples: ['rebase -b other.vhd child.vhd', 'rebase -u -b moved/base.vhdx child.vhdx'],
+    load: () => import('./commands/rebase.js'),
+  },
+  {
     name: 'check',
     summary: 'look for faults in an image, and mend them',
     positionals: [IMAGE],

@@ -1,5 +1,7 @@
 /** Where the command line writes to, so that tests and other programs can run it without a process of its own. */
 
+import { askOnTerminal } from './terminal.js'
+
 export interface Io {
   /** Facts: what was asked for. */
   out(text: string): void
@@ -7,6 +9,10 @@ export interface Io {
   err(text: string): void
   /** Columns of the terminal that `out` goes to; undefined where it is not a terminal. */
   readonly columns: number | undefined
+  /** The same of `err`. */
+  readonly errColumns?: number | undefined
+  /** Asks the user for a passphrase; undefined where there is no terminal to do that. */
+  readonly askSecret?: ((prompt: string) => Uint8Array | undefined) | undefined
 }
 
 /** The streams of this process. A reader that goes away (`vdiskfs map … | head`) ends the process quietly. */
@@ -21,5 +27,7 @@ export function processIo(): Io {
     out: (text) => void process.stdout.write(text),
     err: (text) => void process.stderr.write(text),
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
+    errColumns: process.stderr.isTTY ? process.stderr.columns : undefined,
+    askSecret: process.stdin.isTTY ? askOnTerminal : undefined,
   }
 }

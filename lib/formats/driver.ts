@@ -106,6 +106,8 @@ export interface Driver {
    * Pure.
    */
   blocks?(offset: number, length: number): readonly [start: number, end: number]
+  /** What `release` can free by itself, in bytes, where that is less than a block. */
+  readonly releaseSize?: number | undefined
   /** False where `map` looks at nothing that can change, so that it needs no lock. */
   readonly locked: boolean
   /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */
@@ -210,6 +212,11 @@ export interface OpenContext {
    * @throws NOT_FOUND naming every place; GATE, IN_USE, and what opening throws
    */
   openFile?(name: string, candidates: readonly string[]): OpenedFile
+  /**
+   * The passphrase of this image, where it is encrypted; asks for it where need be. Undefined: it is looked at only, or
+   * nobody has one; the image can be opened without, and `attach` says that there is none.
+   */
+  secret?(): Uint8Array | undefined
   /** Opening goes on, and the user is told one line. */
   warn(message: string): void
 }
@@ -264,6 +271,19 @@ export interface Backing {
   readonly mtimeMs: number
 }
 
+/** What `Format.rebase` is to write into an image. */
+export interface RebaseContext {
+  /** Absolute path of the image. */
+  readonly path: string
+  /** The parent from now on; undefined: none. Its layout is undefined where nothing is known of it but its name. */
+  readonly backing: Backing | undefined
+  /**
+   * It is the parent that it was, and its content is about to change (`before`: the image must be known as its child in
+   * both states) or was changed (`after`). Undefined: it is another one.
+   */
+  readonly change?: 'before' | 'after' | undefined
+}
+
 export interface CreateContext {
   /** Empty, opened for reading and writing. */
   readonly storage: Storage
@@ -272,6 +292,8 @@ export interface CreateContext {
   /** Size of the disk in bytes. */
   readonly size: number
   readonly options: OptionValues
+  /** The passphrase of the new image, where it is to be encrypted; undefined: there is none. */
+  secret?(): Uint8Array | undefined
   readonly backing: Backing | undefined
 }
 
@@ -359,6 +381,43 @@ export interface BitmapTools<Layout> {
   remove(layout: Layout, files: readonly Storage[], name: string): void
 }
 
+/** One change of the file that an entry of its log makes. */
+export interface LogChange {
+  /** File offset and bytes. */
+  readonly offset: number
+  readonly length: number
+  readonly zeros: boolean
+  /** What lies there: `block allocation table`, `metadata region`, … */
+  readonly where: string
+}
+
+export interface LogListingEntry {
+  /** Offset in the log, and bytes. */
+  readonly at: number
+  readonly length: number
+  /** Offset in the log of the oldest entry that a replay of this one begins with. */
+  readonly tail: number
+  /** In decimal: it may be too large for a number. */
+  readonly sequenceNumber: string
+  readonly logGuid: string
+  readonly flushedFileOffset: number
+  readonly lastFileOffset: number
+  /** A replay applies it. */
+  readonly active: boolean
+  readonly changes: readonly LogChange[]
+}
+
+/** The log of metadata changes of an image. */
+export interface LogListing {
+  /** File offset and bytes of the log. */
+  readonly offset: number
+  readonly length: number
+  /** The header's: a nil GUID means that the log is empty, whatever entries are in it. */
+  readonly logGuid: string
+  /** In the order of their place. */
+  readonly entries: readonly LogListingEntry[]
+}
+
 /** A snapshot in an image. */
 export interface SnapshotFacts {
   readonly id: string
@@ -439,9 +498,24 @@ export interface Format<Layout = unknown> {
   readonly bitmaps?: BitmapTools<Layout>
   readonly snapshotTools?: SnapshotTools<Layout>
   /**
+   * Lists the log of metadata changes, of images too that `open` refuses. Changes nothing.
+   * @throws CORRUPT where it cannot be found, IO
+   */
+  log?(storage: Storage): LogListing
+  /**
    * Gives an image that nobody else has open another size, in bytes, and makes that durable. What is new reads as zeros;
-   * what is behind a smaller end is gone. `files` as in `LayerContext`.
+   * what is behind a smaller end is gone. `files` as in `LayerContext`. The format may round the size up.
    * @throws USAGE for a size that the format cannot have
    */
   resize?(layout: Layout, files: readonly Storage[], size: number, help: ResizeHelp): void
+  /**
+   * Names another parent in an image that nobody else has open, and makes that durable; nothing else changes.
+   * @throws USAGE for a parent that it cannot have
+   */
+  rebase?(layout: Layout, files: readonly Storage[], context: RebaseContext): void
+  /**
+   * Takes all of an image's own data away, so that it shows its parent, and makes that durable. The parent holds the
+   * same already, so it may stop anywhere in between.
+   */
+  empty?(layout: Layout, files: readonly Storage[]): void
 }

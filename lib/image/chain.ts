@@ -36,8 +36,12 @@ export interface ChainOptions {
   readonly snapshot?: string | undefined
   /** False: no locks are taken (looking at an image that somebody may be using). */
   readonly lock: boolean
+  /** The top layer is written, and durable when it was closed and not before. */
+  readonly syncAtClose?: boolean | undefined
   /** False: the top layer alone. */
   readonly parents: boolean
+  /** Gives the passphrase of layers that are encrypted. */
+  readonly secret?: (() => Uint8Array | undefined) | undefined
   readonly warn: (message: string) => void
 }
 
@@ -79,7 +83,8 @@ export function imageFile(path: string): string {
 export function openChain(path: string, options: ChainOptions): Layer[] {
   const layers: Layer[] = []
   const file = imageFile(path)
-  const storage = openFile(file, { readOnly: options.readOnly })
+  const { syncAtClose = false } = options
+  const storage = openFile(file, { readOnly: options.readOnly, syncAtClose })
   try {
     const { format, readOnly, snapshot } = options
     const gate = new Gate(file, options.backingDirs)
@@ -116,15 +121,16 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
     throw new VdiskError('USAGE', `no snapshot '${snapshot}': format ${format.name} has none inside`, { path })
   const files: Storage[] = []
   const openFile = (name: string, candidates: readonly string[]): OpenedFile => {
-    const file = openBeside(path, name, candidates, gate, readOnly)
+    const file = openBeside(path, name, candidates, gate, readOnly, options.syncAtClose)
     files.push(file)
     lock(file)
     return { index: files.length, storage: file }
   }
   // Where the file really is decides what is beside it; messages keep the name that the user gave.
   const warn = (message: string) => options.warn(`${path}: ${message}`)
+  const secret = options.secret && { secret: options.secret }
   try {
-    const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, warn })
+    const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, ...secret, warn })
     if (trace.enabled) trace(`${path}: ${format.name}, ${opened.size} bytes`)
     const guessedRaw = wanted.format === undefined && format.name === 'raw'
     return { path, format, guessedRaw, storage: opened.storage ?? storage, files, snapshot, opened }
@@ -141,10 +147,11 @@ export function openBeside(
   candidates: readonly string[],
   gate: Gate,
   readOnly: boolean,
+  syncAtClose = false,
 ): Storage {
   for (const candidate of candidates) {
     try {
-      return gate.open(resolve(candidate), readOnly)
+      return gate.open(resolve(candidate), readOnly, syncAtClose)
     } catch (error) {
       if (!(error instanceof VdiskError) || error.code !== 'NOT_FOUND') throw error
     }

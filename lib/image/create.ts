@@ -10,7 +10,7 @@ import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
 import { closeLayers, openChain } from './chain.js'
-import { chainOptions } from './open.js'
+import { chainOptions, type Secret, secretFunction } from './open.js'
 
 export interface CreateOptions {
   /** Name of the format. */
@@ -22,6 +22,12 @@ export interface CreateOptions {
   /** Path of the parent, relative to the working folder. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** Folders besides the parent's own from which files that it names may be opened. */
+  readonly backingDirs?: readonly string[]
+  /** The passphrase of the new image, where the options say that it is encrypted. */
+  readonly secret?: Secret | undefined
+  /** False: its name, and what is written to it, need not be durable yet. */
+  readonly durable?: boolean
 }
 
 /**
@@ -35,13 +41,15 @@ export function createImage(path: string, request: CreateOptions): number {
   const backing = request.backing === undefined ? undefined : openBacking(format, request)
   const size = request.size ?? backing?.size
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
-  const storage = openFile(path, { readOnly: false, create: true })
+  const durable = request.durable ?? true
+  const storage = openFile(path, { readOnly: false, create: true, syncAtClose: !durable })
   try {
     lockImage(storage, { write: true })
-    format.create({ storage, path: resolve(path), size, options, backing })
+    const secret = secretFunction(request.secret)
+    format.create({ storage, path: resolve(path), size, options, ...(secret && { secret }), backing })
     storage.sync()
     const created = sizeOf(storage, resolve(path), format)
-    syncFolder(path)
+    if (durable) syncFolder(path)
     return created
   } catch (error) {
     unlinkSync(path)
@@ -65,14 +73,21 @@ function sizeOf(storage: Storage, path: string, format: Format): number {
   }
 }
 
-/** Looks at the parent, its own parents included, so that a new image is never made over a broken chain. */
 function openBacking(format: Format, request: CreateOptions): Backing {
   if (!format.backing) throw new VdiskError('USAGE', `an image of format ${format.name} cannot have a parent`)
-  const path = resolve(request.backing!)
-  const layers = openChain(
-    path,
-    chainOptions({ readOnly: true, format: request.backingFormat, lock: false, backingDirs: [] }),
-  )
+  const { backingDirs = [] } = request
+  return backingAt(resolve(request.backing!), request.backingFormat, { backingDirs })
+}
+
+/** Looks at a parent, its own parents included, so that no image is ever made over a broken chain. */
+export function backingAt(
+  path: string,
+  format: string | undefined,
+  options: { readonly backingDirs?: readonly string[]; readonly parents?: boolean } = {},
+): Backing {
+  const { backingDirs = [], parents = true } = options
+  const chain = chainOptions({ readOnly: true, format, lock: false, backingDirs })
+  const layers = openChain(path, { ...chain, parents })
   try {
     const top = layers[0]!
     return {
@@ -87,8 +102,8 @@ function openBacking(format: Format, request: CreateOptions): Backing {
   }
 }
 
-/** Makes the new name itself durable. */
-function syncFolder(path: string): void {
+/** Makes a new name itself durable. */
+export function syncFolder(path: string): void {
   const fd = openSync(dirname(resolve(path)), 'r')
   try {
     fsyncSync(fd)

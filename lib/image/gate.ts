@@ -25,7 +25,7 @@ export class Gate {
    * Opens a file that an image names, read-only unless it is said otherwise.
    * @throws NOT_FOUND, GATE where it lies outside of what is allowed (after every symbolic link), and what opening throws.
    */
-  open(path: string, readOnly = true): Storage {
+  open(path: string, readOnly = true, syncAtClose = false): Storage {
     const target = real(path)
     if (!this.allows(target))
       throw new VdiskError(
@@ -35,7 +35,7 @@ export class Gate {
           path,
         },
       )
-    const storage = openFile(target, { readOnly })
+    const storage = openFile(target, { readOnly, syncAtClose })
     try {
       const handle = storage.handle()
       // The path may have been changed under us since it was looked at: what counts is what was opened.

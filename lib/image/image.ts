@@ -129,6 +129,11 @@ export class Image {
     return this.#shape.layers.map(({ path, format, size }) => ({ path, format, size }))
   }
 
+  /** Every file that it is read from, that of the image itself first. */
+  get paths(): readonly string[] {
+    return this.#files.map(({ storage }) => storage.path)
+  }
+
   /**
    * Reads `length` bytes of the disk at `offset` into `buffer` from index `at` on.
    * @throws RANGE beyond the end, IO, CORRUPT
@@ -237,6 +242,7 @@ export class Image {
       done += this.#overwrite(buffer, at + done, length - done, offset + done)
       if (done < length) done += this.#writeNew(buffer, at + done, length - done, offset + done)
     }
+    this.#metadata.written(length)
   }
 
   /** Has the driver record that a range changes, before anything of it does. */
@@ -473,11 +479,12 @@ export class Image {
   #release(offset: number, length: number): number {
     const metadata = this.#metadata
     const driver = this.#top
-    const [start, end] = this.#blocks(offset, 1)
+    const { releaseSize } = driver
+    const [start, end] = releaseSize ? [offset - (offset % releaseSize), offset + releaseSize] : this.#blocks(offset, 1)
     const whole = offset === start && offset + length >= Math.min(end, driver.size)
     if (!driver.release || !whole) return 0
     const n = Math.min(length, RELEASE_CHUNK)
-    metadata.ranges.acquire(offset, offset + n)
+    metadata.ranges.acquire(...this.#blocks(offset, n))
     try {
       metadata.reserve(driver.changeSectors)
       try {
@@ -522,9 +529,9 @@ export class Image {
   /** Zeroes from `offset` on, to the end of its extent or block, without freeing blocks. @returns the bytes done. */
   #zeroInPlace(offset: number, length: number, unmap: boolean): number {
     const metadata = this.#metadata
-    const { blockSize, release } = this.#top
+    const { blockSize, releaseSize = blockSize, release } = this.#top
     // Not beyond the block, where the next one could be freed.
-    const max = release ? Math.min(length, blockSize - (offset % blockSize)) : length
+    const max = release ? Math.min(length, releaseSize - (offset % releaseSize)) : length
     const done = this.#encrypted[0] ? this.#overwriteEncrypted(this.#encrypted[0], undefined, 0, max, offset) : 0
     if (done > 0) return done
     metadata.epochs.enter()
@@ -552,6 +559,12 @@ export class Image {
     if (!this.readOnly) this.#metadata.commit()
   }
 
+  /** Begins to bring written data to the disk, so that a later `flush` or `close` takes less time. */
+  async writeBack(): Promise<void> {
+    const files = this.readOnly ? [] : this.#shape.layers[0]!.files
+    await Promise.all(files.map((file) => this.#files[file]!.storage.writeBack?.()))
+  }
+
   /** True where `flush` would have something to do. */
   get unflushed(): boolean {
     return !this.readOnly && this.#metadata.uncommitted
@@ -561,6 +574,15 @@ export class Image {
   map(offset: number, length: number): MapEntry {
     this.#check(length, offset)
     return mapOne(this.#locate(offset, length), this.#depth, offset, this.#files, this.#drivers[this.#depth]!)
+  }
+
+  /** What the top layer alone says of the bytes from `offset` on. */
+  own(offset: number, length: number): { readonly length: number; readonly kind: 'data' | 'zero' | 'parent' } {
+    this.#check(length, offset)
+    const e = this.#extent
+    this.#metadata.shared(() => this.#top.map(offset, length, e))
+    const kind = e.kind === Kind.PARENT ? 'parent' : e.kind === Kind.ZERO ? 'zero' : 'data'
+    return { length: e.length, kind }
   }
 
   /** The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. */
@@ -605,6 +627,13 @@ export class Image {
     } finally {
       for (const { storage } of this.#files) storage.close()
     }
+  }
+
+  /** Closes every file and commits nothing: for an image that is thrown away. */
+  abandon(): void {
+    if (this.#closed) return
+    this.#closed = true
+    for (const { storage } of this.#files) storage.close()
   }
 
   #check(length: number, offset: number): void {

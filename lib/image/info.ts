@@ -1,9 +1,11 @@
 /** What `info` prints: facts of an image, with qemu-img's names. */
 
 import { basename, dirname, resolve } from 'node:path'
-import type { Facts, SnapshotFacts } from '../formats/driver.js'
+import type { Facts, LogListing, SnapshotFacts } from '../formats/driver.js'
+import { findFormat } from '../formats/registry.js'
+import { openFile } from '../storage/file.js'
 import { VdiskError } from '../util/errors.js'
-import { closeLayers, type Layer, openChain } from './chain.js'
+import { closeLayers, detectFormat, imageFile, type Layer, openChain } from './chain.js'
 import { chainOptions, type OpenOptions } from './open.js'
 
 /** As `qemu-img info --output=json`. */
@@ -13,6 +15,8 @@ export interface ImageInfo {
   readonly format: string
   /** Bytes on the host. */
   readonly 'actual-size': number
+  /** There where it is true. */
+  readonly encrypted?: boolean
   readonly 'backing-filename'?: string
   readonly 'full-backing-filename'?: string
   readonly 'backing-filename-format'?: string
@@ -29,6 +33,7 @@ function describe(layer: Layer, shown: string, parent: Layer | undefined): Image
     filename: shown,
     format: format.name,
     'actual-size': [storage, ...files].reduce((sum, file) => sum + file.allocated(), 0),
+    ...(facts.encrypt !== undefined && { encrypted: true }),
     ...(opened.parent && { 'backing-filename': opened.parent.name }),
     ...(parent && { 'full-backing-filename': parent.path, 'backing-filename-format': parent.format.name }),
     ...snapshotsOf(layer),
@@ -82,5 +87,20 @@ export function chainInfo(path: string, options: OpenOptions = {}): ImageInfo[] 
     return layers.map((layer, i) => describe(layer, i === 0 ? path : besideTop(layer.path), layers[i + 1]))
   } finally {
     closeLayers(layers)
+  }
+}
+
+/**
+ * The log of an image, read without a lock and without opening the image, which may be too broken for that.
+ * @throws VdiskError, UNSUPPORTED where the format has no log
+ */
+export function imageLog(path: string, options: Pick<OpenOptions, 'format'> = {}): LogListing {
+  const storage = openFile(imageFile(path), { readOnly: true })
+  try {
+    const format = options.format === undefined ? detectFormat(storage) : findFormat(options.format)
+    if (!format.log) throw new VdiskError('UNSUPPORTED', `images of format ${format.name} have no log`, { path })
+    return format.log(storage)
+  } finally {
+    storage.close()
   }
 }

@@ -58,7 +58,17 @@ function resizeLayer(
         left = range
       },
     })
-    return { before, after, left }
+    return { before, after: sizeOf(path, chain), left }
+  } finally {
+    closeLayers(layers)
+  }
+}
+
+/** The size that an image has now: a format may round what it was asked for. */
+function sizeOf(path: string, options: ChainOptions): number {
+  const layers = openChain(path, { ...options, readOnly: true, lock: false, parents: false, warn: () => {} })
+  try {
+    return layers[0]!.opened.size
   } finally {
     closeLayers(layers)
   }

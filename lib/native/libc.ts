@@ -114,3 +114,8 @@ export const lseek = declareLibc<[fd: number, offset: number, whence: number]>(
 export const ioctl = declareLibc<[fd: number, request: number, argument: ArrayBufferView | null]>(
   'int ioctl(int fd, unsigned long request, void *argument)',
 )
+
+const SYNC_FILE_RANGE = 'int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)'
+type SyncFileRange = [fd: number, offset: number, length: number, flags: number]
+export const syncFileRange = declareLibc<SyncFileRange>(SYNC_FILE_RANGE)
+export const syncFileRangeAsync = declareLibcAsync<SyncFileRange>(SYNC_FILE_RANGE)

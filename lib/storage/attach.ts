@@ -10,7 +10,7 @@ import type { Storage, StorageHandle } from './storage.js'
 export function attachStorage(handle: StorageHandle): Storage {
   switch (handle.kind) {
     case 'file':
-      return new FileStorage(handle.fd, handle.path, handle.readOnly, false)
+      return new FileStorage(handle.fd, handle.path, handle.readOnly, false, handle.syncAtClose)
     case 'memory':
       return MemoryStorage.attach(handle)
     case 'fault':

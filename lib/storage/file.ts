@@ -15,7 +15,17 @@ import {
   statSync,
   writeSync,
 } from 'node:fs'
-import { preallocate, punchHole, seekData, seekEnd, seekHole, uninterrupted, zeroRange } from '../native/files.js'
+import {
+  beginWriteback,
+  beginWritebackAsync,
+  preallocate,
+  punchHole,
+  seekData,
+  seekEnd,
+  seekHole,
+  uninterrupted,
+  zeroRange,
+} from '../native/files.js'
 import { fromSystem, VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import type { Storage, StorageHandle } from './storage.js'
@@ -36,15 +46,21 @@ export class FileStorage implements Storage {
   #fd: number
   readonly #owned: boolean
   readonly #device: boolean
+  readonly #syncAtClose: boolean
   #canPunch = true
   #canZero = true
+  #canWriteBack = true
 
-  /** @param owned false for the view of another thread: `close` then leaves the descriptor open. */
-  constructor(fd: number, path: string, readOnly: boolean, owned = true) {
+  /**
+   * @param owned false for the view of another thread: `close` then leaves the descriptor open.
+   * @param syncAtClose see OpenOptions
+   */
+  constructor(fd: number, path: string, readOnly: boolean, owned = true, syncAtClose = false) {
     this.#fd = fd
     this.path = path
     this.readOnly = readOnly
     this.#owned = owned
+    this.#syncAtClose = syncAtClose
     this.#device = fstatSync(fd).isBlockDevice()
   }
 
@@ -106,6 +122,24 @@ export class FileStorage implements Storage {
   }
 
   sync(): void {
+    if (!this.#syncAtClose) this.#sync()
+  }
+
+  async writeBack(): Promise<void> {
+    if (!this.readOnly) await beginWritebackAsync(this.#fd)
+  }
+
+  startWriteBack(): void {
+    if (!this.#canWriteBack) return
+    try {
+      beginWriteback(this.#fd)
+    } catch {
+      // Whatever it is, the sync that follows says so to somebody who can do something about it.
+      this.#canWriteBack = false
+    }
+  }
+
+  #sync(): void {
     this.#try('sync', () => fdatasyncSync(this.#fd))
   }
 
@@ -155,13 +189,22 @@ export class FileStorage implements Storage {
   }
 
   handle(): StorageHandle {
-    return { kind: 'file', path: this.path, fd: this.#fd, readOnly: this.readOnly }
+    const { path, readOnly } = this
+    return { kind: 'file', path, fd: this.#fd, readOnly, syncAtClose: this.#syncAtClose }
   }
 
   close(): void {
     const fd = this.#fd
     if (fd < 0) return
-    this.#fd = -1
+    try {
+      if (this.#owned && this.#syncAtClose) this.#sync()
+    } finally {
+      this.#fd = -1
+      this.#close(fd)
+    }
+  }
+
+  #close(fd: number): void {
     // Not repeated on EINTR: on Linux the descriptor is gone then.
     try {
       if (this.#owned) closeSync(fd)
@@ -229,6 +272,11 @@ export interface OpenOptions {
   readonly readOnly?: boolean
   /** Makes a new file, readable and writable; EXISTS where there is something of that name already. */
   readonly create?: boolean
+  /**
+   * `sync` does nothing, and closing syncs: for a file of which nothing counts unless all of it does, such as the
+   * target of a copy.
+   */
+  readonly syncAtClose?: boolean
 }
 
 const KINDS: readonly (readonly [(stats: Stats) => boolean, string])[] = [
@@ -266,7 +314,7 @@ export function openFile(path: string, options: OpenOptions = {}): FileStorage {
     }
     fd = uninterrupted(() => openSync(path, flags | constants.O_NONBLOCK | constants.O_NOCTTY, 0o666))
     checkKind(fstatSync(fd), path)
-    return new FileStorage(fd, path, readOnly)
+    return new FileStorage(fd, path, readOnly, true, options.syncAtClose === true && !readOnly)
   } catch (error) {
     if (fd !== undefined) closeSync(fd)
     throw fromSystem(error, path, options.create ? 'create' : 'open')

@@ -4,7 +4,13 @@ import type { ReplayIndex } from './replayed.js'
 
 /** Structured-cloneable description from which another thread of this process makes its own view of a storage. */
 export type StorageHandle =
-  | { readonly kind: 'file'; readonly path: string; readonly fd: number; readonly readOnly: boolean }
+  | {
+      readonly kind: 'file'
+      readonly path: string
+      readonly fd: number
+      readonly readOnly: boolean
+      readonly syncAtClose: boolean
+    }
   | { readonly kind: 'memory'; readonly path: string; readonly shared: SharedArrayBuffer; readonly readOnly: boolean }
   | { readonly kind: 'fault'; readonly inner: StorageHandle; readonly control: SharedArrayBuffer }
   | { readonly kind: 'replayed'; readonly inner: StorageHandle; readonly index: ReplayIndex }
@@ -62,6 +68,12 @@ export interface Storage {
 
   /** The offset of the first hole at or behind `offset`; the size where there is none (the end counts as one). */
   nextHole(offset: number): number
+
+  /** Begins to bring what was written to the disk, so that a later sync takes less time. Resolves when it has begun. */
+  writeBack?(): Promise<void>
+
+  /** The same, for threads that wait for nothing: returns when it has begun. Promises nothing and throws nothing. */
+  startWriteBack?(): void
 
   /** A description for other threads; see `attachStorage`. */
   handle(): StorageHandle

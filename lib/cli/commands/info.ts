@@ -1,7 +1,7 @@
 /** `vdiskfs info IMAGE`. */
 
-import type { Facts } from '../../formats/driver.js'
-import { chainInfo, type ImageInfo, imageInfo } from '../../image/info.js'
+import type { Facts, LogListing, LogListingEntry } from '../../formats/driver.js'
+import { chainInfo, type ImageInfo, imageInfo, imageLog } from '../../image/info.js'
 import { formatSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
@@ -13,7 +13,10 @@ export function run(args: Arguments, io: Io): number {
   const asJson = wantsJson(args)
   const options = { format: args.value('format'), backingDirs: args.values('backing-dir'), readOnly: true }
   const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
-  if (args.has('chain')) {
+  if (args.has('log')) {
+    const log = imageLog(path, options)
+    io.out(asJson ? json(log) : describeLog(log))
+  } else if (args.has('chain')) {
     const chain = chainInfo(path, { ...options, warn })
     io.out(asJson ? json(chain) : chain.map(describe).join('\n'))
   } else {
@@ -66,4 +69,26 @@ function factLines(facts: Facts, indent: string): string[] {
     if (value !== null && typeof value === 'object') return [label, ...factLines(value as Facts, `${indent}    `)]
     return [`${label} ${value ?? 'none'}`]
   })
+}
+
+/** An entry a line, under it what it changes. */
+function describeLog({ offset, length, logGuid, entries }: LogListing): string {
+  const active = entries.filter((entry) => entry.active).length
+  const lines = [
+    `log: ${formatSize(length)} at ${offset} of the file`,
+    `log guid: ${logGuid}`,
+    `entries: ${entries.length}, of which a replay applies ${active}`,
+    ...entries.flatMap(describeEntry),
+  ]
+  return `${lines.join('\n')}\n`
+}
+
+function describeEntry(entry: LogListingEntry): string[] {
+  const { at, length, sequenceNumber, active, changes } = entry
+  return [
+    `[${at}] ${active ? 'to replay' : 'old'}: sequence number ${sequenceNumber}, ${length} bytes, log ${entry.logGuid}`,
+    ...changes.map(
+      ({ offset, length, zeros, where }) => `    ${length} ${zeros ? 'zeros' : 'bytes'} at ${offset}: ${where}`,
+    ),
+  ]
 }

@@ -10,8 +10,9 @@ import { VdiskError } from '../../util/errors.js'
 import type { Backing, CreateContext } from '../driver.js'
 import type { OptionSpec, OptionValues } from '../options.js'
 import { storedName } from './backing.js'
-import { COPIED, highOf, lowOf } from './entries.js'
-import { type Extension, ExtensionType } from './extensions.js'
+import { encryptionOptions, type NewEncryption, newEncryption } from './create-encryption.js'
+import { COPIED, highOf, lowOf, ZERO } from './entries.js'
+import { type Extension, ExtensionType, encodeCryptExtension } from './extensions.js'
 import { featureNames } from './features.js'
 import {
   Autoclear,
@@ -89,16 +90,22 @@ export const createOptions: readonly OptionSpec[] = [
     type: 'boolean',
     default: false,
   },
+  ...encryptionOptions,
 ]
 
 /** @throws USAGE for options that do not go together, and for disks that are too large for them */
 export function createQcow2(context: CreateContext): void {
   const { storage, path } = context
-  const header = newHeader(context)
+  const encryption = newEncryption(context)
+  const header = newHeader(context, encryption)
   const { options, backing } = context
   const dataPath = options.data_file === undefined ? undefined : resolve(options.data_file as string)
   const preallocation = options.data_file_raw ? 'metadata' : (options.preallocation as string)
-  const plan = planImage(header, preallocation !== 'off', dataPath !== undefined)
+  const plan = planImage(header, {
+    preallocated: preallocation !== 'off',
+    external: dataPath !== undefined,
+    cryptLength: encryption.luks?.length ?? 0,
+  })
   if (plan.tableClusters * 2 ** header.clusterBits > MAX_REFCOUNT_TABLE_BYTES)
     throw new VdiskError('USAGE', 'the disk is too large for a refcount table of 8 MiB: use larger clusters', { path })
   const placed: Header = {
@@ -106,10 +113,12 @@ export function createQcow2(context: CreateContext): void {
     refcountTableOffset: plan.table,
     refcountTableClusters: plan.tableClusters,
     l1TableOffset: plan.l1,
+    extensions: withCryptHeader(header.extensions, plan.crypt, encryption),
   }
   const bytes = encodeHeader(placed, path)
   storage.truncate(plan.end)
   writeRefcounts(storage, header, plan)
+  if (encryption.luks) storage.write(encryption.luks, 0, encryption.luks.length, plan.crypt)
   if (preallocation !== 'off') writeTables(storage, header, plan, backing !== undefined)
   const size = header.size
   if (dataPath !== undefined) createDataFile(dataPath, size, preallocation, options.data_file_raw === true)
@@ -118,7 +127,7 @@ export function createQcow2(context: CreateContext): void {
   storage.write(bytes, 0, bytes.length, 0)
 }
 
-function newHeader({ path, size: wanted, options, backing }: CreateContext): Header {
+function newHeader({ path, size: wanted, options, backing }: CreateContext, encryption: NewEncryption): Header {
   const clusterBits = Math.log2(options.cluster_size as number)
   const refcountOrder = Math.log2(options.refcount_bits as number)
   const version = options.compat === '0.10' || options.compat === 'v2' ? 2 : 3
@@ -145,7 +154,7 @@ function newHeader({ path, size: wanted, options, backing }: CreateContext): Hea
     version,
     clusterBits,
     size,
-    cryptMethod: Crypt.NONE,
+    cryptMethod: encryption.method,
     l1Size,
     l1TableOffset: 0,
     refcountTableOffset: 0,
@@ -157,7 +166,11 @@ function newHeader({ path, size: wanted, options, backing }: CreateContext): Hea
     autoclear: options.data_file_raw ? [Autoclear.RAW_DATA_FILE] : [],
     refcountOrder,
     additional: version === 2 ? new Uint8Array() : additionalFields(compression),
-    extensions: newExtensions(backing, options.data_file as string | undefined),
+    extensions: [
+      // Its place is known later.
+      ...withCryptHeader([], 0, encryption),
+      ...newExtensions(backing, options.data_file as string | undefined),
+    ],
     backingName,
   }
   return withFeatureNames(header, path)
@@ -191,13 +204,25 @@ function checkOptions(options: OptionValues, { version, clusterBits, refcountOrd
 /** What others call a format. */
 const FORMAT_NAMES: Readonly<Record<string, string>> = { vhd: 'vpc' }
 
+const textExtension = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
+
+/** The extension that says what format the backing file has. */
+export function backingFormat({ format }: Backing): Extension {
+  return textExtension(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[format] ?? format)
+}
+
 function newExtensions(backing: Backing | undefined, dataFile: string | undefined): Extension[] {
-  const text = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
   return [
-    ...(backing ? [text(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[backing.format] ?? backing.format)] : []),
+    ...(backing ? [backingFormat(backing)] : []),
     // QEMU looks for a relative one in the folder that it is started in.
-    ...(dataFile === undefined ? [] : [text(ExtensionType.DATA_FILE, resolve(dataFile))]),
+    ...(dataFile === undefined ? [] : [textExtension(ExtensionType.DATA_FILE, resolve(dataFile))]),
   ]
+}
+
+/** With the extension that says where the LUKS header is, where there is one. */
+function withCryptHeader(extensions: readonly Extension[], offset: number, { luks }: NewEncryption): Extension[] {
+  const others = extensions.filter(({ type }) => type !== ExtensionType.CRYPT_HEADER)
+  return luks ? [encodeCryptExtension({ offset, length: luks.length }), ...others] : others
 }
 
 /** The table of names helps other programs to say what they do not know; a small cluster may have no room for it. */
@@ -222,21 +247,32 @@ interface Plan {
   readonly l1: number
   readonly l2: number
   readonly l2Clusters: number
+  /** Of the LUKS header. */
+  readonly crypt: number
   readonly data: number
   readonly end: number
   /** The data is in another file. */
   readonly external: boolean
 }
 
-/** @param preallocated with L2 tables and data; `external`: but the data is elsewhere */
-function planImage(header: Header, preallocated: boolean, external: boolean): Plan {
+interface Parts {
+  /** With L2 tables and data. */
+  readonly preallocated: boolean
+  /** But the data is elsewhere. */
+  readonly external: boolean
+  /** Bytes of the LUKS header. */
+  readonly cryptLength: number
+}
+
+function planImage(header: Header, { preallocated, external, cryptLength }: Parts): Plan {
   const { clusterBits, refcountOrder, l1Size, size } = header
   const clusterSize = 2 ** clusterBits
   const blockEntries = (clusterSize * 8) / 2 ** refcountOrder
   const l1Clusters = Math.ceil((l1Size * ENTRY_BYTES) / clusterSize)
   const l2Clusters = preallocated ? l1Size : 0
   const dataClusters = preallocated && !external ? Math.ceil(size / clusterSize) : 0
-  const others = 1 + l1Clusters + l2Clusters + dataClusters
+  const cryptClusters = Math.ceil(cryptLength / clusterSize)
+  const others = 1 + l1Clusters + l2Clusters + cryptClusters + dataClusters
   let blockClusters = 1
   let tableClusters = 1
   for (let total = 0; ; ) {
@@ -250,9 +286,10 @@ function planImage(header: Header, preallocated: boolean, external: boolean): Pl
   const blocks = table + tableClusters * clusterSize
   const l1 = blocks + blockClusters * clusterSize
   const l2 = l1 + l1Clusters * clusterSize
-  const data = l2 + l2Clusters * clusterSize
+  const crypt = l2 + l2Clusters * clusterSize
+  const data = crypt + cryptClusters * clusterSize
   const end = data + dataClusters * clusterSize
-  return { table, tableClusters, blocks, blockClusters, l1, l2, l2Clusters, data, end, external }
+  return { table, tableClusters, blocks, blockClusters, l1, l2, l2Clusters, crypt, data, end, external }
 }
 
 /** Every cluster has the refcount 1. The file is zeros. */
@@ -289,6 +326,7 @@ function writeTables(storage: Storage, header: Header, plan: Plan, backing: bool
   const clusterSize = 2 ** header.clusterBits
   const extended = header.incompatible.includes(Incompatible.EXTENDED_L2)
   const entryBytes = extended ? EXTENDED_ENTRY_BYTES : ENTRY_BYTES
+  const encrypted = header.cryptMethod !== Crypt.NONE
   const entries = clusterSize / entryBytes
   const clusters = Math.ceil(header.size / clusterSize)
   const l1 = new DataView(new ArrayBuffer(plan.l2Clusters * ENTRY_BYTES))
@@ -301,9 +339,10 @@ function writeTables(storage: Storage, header: Header, plan: Plan, backing: bool
     for (let i = 0; i < entries && t * entries + i < clusters; i++) {
       const host = base + (t * entries + i) * clusterSize
       l2.setUint32(i * entryBytes, (COPIED | highOf(host)) >>> 0)
-      l2.setUint32(i * entryBytes + 4, lowOf(host))
+      // Zeros in the file are zeros on the disk only where they are not decrypted: with encryption they are said to be.
+      l2.setUint32(i * entryBytes + 4, lowOf(host) | (encrypted && !extended ? ZERO : 0))
       // Over a backing file the room is there, and nothing in it.
-      if (extended) l2.setUint32(i * entryBytes + 12, backing ? 0 : ALL_SUBCLUSTERS)
+      if (extended) l2.setUint32(i * entryBytes + (encrypted ? 8 : 12), backing ? 0 : ALL_SUBCLUSTERS)
     }
     storage.write(new Uint8Array(l2.buffer), 0, clusterSize, offset)
   }

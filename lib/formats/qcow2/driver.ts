@@ -16,11 +16,13 @@
  */
 
 import type { DirtyBatch } from '../../metadata/commit.js'
-import type { Allocation, Driver, Extent, LayerContext } from '../driver.js'
+import type { Allocation, Driver, Extent, LayerContext, SectorCipher } from '../driver.js'
 import { Clusters } from './clusters.js'
 import { COMPRESSION_TYPES } from './codec.js'
 import { CompressedClusters } from './compressed.js'
+import { dataCipher } from './encryption.js'
 import { Growth } from './growth.js'
+import { Guard } from './guard.js'
 import { type Qcow2Layout, State } from './layout.js'
 import { Mapping } from './mapping.js'
 import { Refcounts } from './refcounts.js'
@@ -28,6 +30,7 @@ import { beginSession, endSession } from './session.js'
 import { Order, Tables } from './tables.js'
 import { beginTracking, endTracking, Tracker } from './tracker.js'
 import { Writing } from './writing.js'
+import { Zeroing } from './zeroing.js'
 
 /**
  * A page of L2 entries, an L1 entry, a page of refcounts and an entry of their table for room, and two steps of refcounts
@@ -38,7 +41,9 @@ const CHANGE_SECTORS = 8 + 1 + 8 + 1 + 2 * 32
 export class Qcow2Driver implements Driver {
   readonly size: number
   readonly blockSize: number
+  readonly releaseSize: number | undefined
   readonly locked = true
+  readonly cipher: SectorCipher | undefined
   readonly changeSectors: number
   readonly record: ((offset: number, length: number) => number) | undefined
   readonly recorded: ((offset: number, length: number) => number) | undefined
@@ -49,19 +54,24 @@ export class Qcow2Driver implements Driver {
   readonly #clusters: Clusters
   readonly #growth: Growth
   readonly #writing: Writing
+  readonly #zeroing: Zeroing
   #compressed: CompressedClusters | undefined
 
   constructor(layout: Qcow2Layout, context: LayerContext) {
     this.size = layout.size
     this.blockSize = layout.clusterSize
+    this.releaseSize = layout.extendedL2 && !layout.dataFile ? layout.subclusterSize : undefined
     this.#layout = layout
+    this.cipher = layout.encryption && dataCipher(layout.encryption, context.files[0]!.storage.path)
     this.#context = context
-    const tables = new Tables(layout, context)
-    this.#mapping = new Mapping(layout, context, tables)
+    const guard = new Guard(layout, context)
+    const tables = new Tables(layout, context, guard)
+    this.#mapping = new Mapping(layout, context, tables, guard)
     this.#refcounts = new Refcounts(layout, context)
-    this.#clusters = new Clusters(layout, context, this.#refcounts)
+    this.#clusters = new Clusters(layout, context, this.#refcounts, guard)
     this.#growth = new Growth(layout, context, tables, this.#refcounts, this.#clusters)
-    this.#writing = new Writing(layout, context, tables, this.#refcounts, this.#clusters, this.#growth)
+    this.#writing = new Writing(layout, context, tables, this.#clusters, this.#growth)
+    this.#zeroing = new Zeroing(layout, tables, this.#refcounts, this.#clusters, this.#growth)
     const tracker = new Tracker(layout, context, () => this.#clusters.take(1))
     this.changeSectors = Math.max(CHANGE_SECTORS, tracker.changeSectors)
     if (context.writable && layout.tracked.length > 0) {
@@ -95,7 +105,7 @@ export class Qcow2Driver implements Driver {
   }
 
   release(offset: number, length: number, belowZero: boolean): number {
-    return this.#writing.release(offset, length, belowZero)
+    return this.#zeroing.release(offset, length, belowZero)
   }
 
   beginWriting(): void {

@@ -6,14 +6,12 @@ import type { Facts } from '../driver.js'
 import { bitmapsConsistent } from './bitmap-directory.js'
 import { listBitmaps } from './bitmap-tools.js'
 import { ExtensionType, extensionText } from './extensions.js'
-import { Autoclear, COMPRESSION_NAMES, Compatible, Crypt, Incompatible } from './header.js'
+import { Autoclear, COMPRESSION_NAMES, Compatible, Incompatible } from './header.js'
 import type { Qcow2Layout } from './layout.js'
 
-const ENCRYPTION = { [Crypt.AES]: 'aes', [Crypt.LUKS]: 'luks' } as const
-
 export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
-  const { header, clusterSize, refcountOrder, compressionType } = layout
-  const { incompatible, compatible, autoclear, extensions, cryptMethod } = header
+  const { header, clusterSize, refcountOrder, compressionType, encryption } = layout
+  const { incompatible, compatible, autoclear, extensions } = header
   const dataFile = extensionText(extensions, ExtensionType.DATA_FILE)
   return {
     compat: header.version === 2 ? '0.10' : '1.1',
@@ -30,7 +28,7 @@ export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
       'data-file': dataFile ?? null,
       'data-file-raw': autoclear.includes(Autoclear.RAW_DATA_FILE),
     }),
-    ...(cryptMethod !== Crypt.NONE && { encrypt: { format: ENCRYPTION[cryptMethod as 1 | 2] } }),
+    ...(encryption && { encrypt: encryption.facts }),
     ...bitmapFacts(layout, storage),
   }
 }

@@ -9,6 +9,7 @@ import { qcow2Facts } from './facts.js'
 import { hasMagic } from './header.js'
 import type { Qcow2Layout } from './layout.js'
 import { openQcow2 } from './open.js'
+import { emptyQcow2, rebaseQcow2 } from './rebase.js'
 import { resizeQcow2 } from './resize.js'
 import { applySnapshot, createSnapshot, deleteSnapshot, listSnapshots } from './snapshot-tools.js'
 
@@ -40,5 +41,7 @@ export const qcow2: Format<Qcow2Layout> = {
   },
   resize: (layout, files, size, help) =>
     resizeQcow2({ ...help, storage: files[0]!, dataFile: layout.dataFile && files[layout.dataFile.index] }, size),
+  rebase: (_, [image], context) => rebaseQcow2(image!, context),
+  empty: ({ dataFile }, files) => emptyQcow2(files[0]!, dataFile && files[dataFile.index]),
   check: (context) => checkImage(context.storage, context),
 }

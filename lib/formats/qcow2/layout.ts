@@ -1,5 +1,6 @@
 /** What is known of an open QCOW2 layer and never changes, and the numbers that do change, by name. */
 
+import type { Encryption } from './encryption.js'
 import type { Header } from './header.js'
 
 /** Bytes of an L1 entry, and of an L2 entry without subclusters. */
@@ -46,7 +47,7 @@ export interface Qcow2Layout {
   readonly l1Offset: number
   readonly l1Size: number
   readonly compressionType: number
-  readonly cryptMethod: number
+  readonly encryption: Encryption | undefined
   readonly dataFile: DataFile | undefined
   /** What is not allocated is what the backing file says. */
   readonly backing: boolean

@@ -4,6 +4,7 @@ import { VdiskError } from '../../util/errors.js'
 import type { OpenContext, Opened, OpenedFile } from '../driver.js'
 import { parentRequest, places } from './backing.js'
 import { repairRefcounts } from './check.js'
+import { type Encryption, openEncryption } from './encryption.js'
 import { ExtensionType, extensionText } from './extensions.js'
 import { refuseUnknown } from './features.js'
 import {
@@ -45,7 +46,9 @@ export function openQcow2(context: OpenContext): Opened<Qcow2Layout> {
     wanted === undefined ? undefined : findSnapshot(readSnapshots(storage, header).snapshots, wanted, storage.path)
   const parent = parentRequest(header, path)
   const file = openDataFile(context, header)
-  const made = makeLayout(header, { snapshot, file, backing: parent !== undefined, path: storage.path })
+  const encryption = openEncryption(storage, header, context.secret)
+  const backing = parent !== undefined
+  const made = makeLayout(header, { snapshot, file, backing, encryption, path: storage.path })
   const layout = readOnly ? made : { ...made, ...trackedBitmaps(storage, header, context.warn) }
   return { layout, size: layout.size, parent, state: firstState(layout, storage.size(), !readOnly) }
 }
@@ -122,11 +125,12 @@ interface Circumstances {
   readonly snapshot: Snapshot | undefined
   readonly file: OpenedFile | undefined
   readonly backing: boolean
+  readonly encryption: Encryption | undefined
   readonly path: string
 }
 
 /** The layout of the image whose header was checked. */
-export function makeLayout(header: Header, { snapshot, file, backing, path }: Circumstances): Qcow2Layout {
+export function makeLayout(header: Header, { snapshot, file, backing, encryption, path }: Circumstances): Qcow2Layout {
   const { incompatible, autoclear, compatible, clusterBits, refcountOrder } = header
   const clusterSize = 2 ** clusterBits
   const extendedL2 = incompatible.includes(Incompatible.EXTENDED_L2)
@@ -153,7 +157,7 @@ export function makeLayout(header: Header, { snapshot, file, backing, path }: Ci
     l1Offset: l1TableOffset,
     l1Size,
     compressionType: compressionType(header),
-    cryptMethod: header.cryptMethod,
+    encryption,
     dataFile: file && { index: file.index, raw: autoclear.includes(Autoclear.RAW_DATA_FILE) },
     backing,
     zeroClusters: header.version > 2,

@@ -46,3 +46,38 @@ export function readBatmapHeader(storage: Storage, header: DynamicHeader, end: n
     throw error
   }
 }
+
+/**
+ * The header and the map for a table that grows, and lies elsewhere from now on.
+ * @param kept blocks whose bits stay as they are
+ * @param entries of the new table
+ * @param offset where the header will be, behind the new table
+ */
+export function encodeBatmap(
+  storage: Storage,
+  header: DynamicHeader,
+  kept: number,
+  entries: number,
+  offset: number,
+): Uint8Array {
+  const bytes = new Uint8Array(SECTOR)
+  storage.read(bytes, 0, SECTOR, header.tableOffset + roundUp(header.maxTableEntries * ENTRY_BYTES, SECTOR))
+  const old = BATMAP_HEADER.read(bytes)
+  const map = new Uint8Array(roundUp(Math.ceil(entries / 8), SECTOR))
+  const known = Math.min(Math.ceil(kept / 8), old.batmapSize * SECTOR)
+  storage.read(map, 0, known, old.batmapOffset)
+  // A clear bit says "look at the block's bitmap", which is always right.
+  if (kept % 8 !== 0) map[(kept - (kept % 8)) / 8]! &= 0xff00 >> (kept % 8)
+  const next = { ...old, batmapOffset: offset + SECTOR, batmapSize: map.length / SECTOR }
+  return Buffer.concat([BATMAP_HEADER.encode({ ...next, checksum: checksumOf(map, old.batmapVersion) }), map])
+}
+
+/** Version 1.1 summed bytes with their sign. (blktap, vhd/lib/libvhd.c) */
+const SIGNED_VERSION = 0x0001_0001
+
+function checksumOf(map: Uint8Array, version: number): number {
+  const bytes = version === SIGNED_VERSION ? new Int8Array(map.buffer, map.byteOffset, map.length) : map
+  let sum = 0
+  for (const byte of bytes) sum += byte
+  return ~sum >>> 0
+}

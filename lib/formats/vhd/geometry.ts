@@ -60,9 +60,13 @@ const GEOMETRY_CREATORS: readonly string[] = ['vpc ', 'vs  ', 'qemu']
  * @param currentSize the footer's "Current Size", bytes
  */
 export function diskSize(creator: string, currentSize: number, geometry: Geometry): number {
+  return meansGeometry(creator, geometry) ? geometrySectors(geometry) * SECTOR : currentSize - (currentSize % SECTOR)
+}
+
+/** True where the geometry, and not the footer's "Current Size", is the size of the disk. */
+export function meansGeometry(creator: string, geometry: Geometry): boolean {
   const sectors = geometrySectors(geometry)
-  const meant = GEOMETRY_CREATORS.includes(creator) && sectors !== 0 && sectors !== MAX_GEOMETRY_SECTORS
-  return meant ? sectors * SECTOR : currentSize - (currentSize % SECTOR)
+  return GEOMETRY_CREATORS.includes(creator) && sectors !== 0 && sectors !== MAX_GEOMETRY_SECTORS
 }
 
 /** True where a footer's geometry and "Current Size" can be of one disk: a geometry is rounded down to a cylinder. */

@@ -6,7 +6,9 @@ import { createVhdx, VHDX_OPTIONS } from './create.js'
 import { BlockDriver } from './driver.js'
 import { vhdxFacts } from './facts.js'
 import type { VhdxLayout } from './layout.js'
+import { describeLog } from './log-facts.js'
 import { openVhdx, probeVhdx, VHDX } from './open.js'
+import { emptyVhdx, rebaseVhdx } from './rebase.js'
 import { resizeVhdx } from './resize.js'
 
 export const vhdx: Format<VhdxLayout> = {
@@ -22,5 +24,8 @@ export const vhdx: Format<VhdxLayout> = {
   create: createVhdx,
   facts: vhdxFacts,
   check: checkVhdx,
+  log: describeLog,
   resize: (layout, files, size) => resizeVhdx(layout, files[0]!, size),
+  rebase: (layout, files, context) => rebaseVhdx(layout, files[0]!, context),
+  empty: (layout, files) => emptyVhdx(layout, files[0]!),
 }

@@ -3,45 +3,11 @@
 import type { Storage } from '../../storage/storage.js'
 import type { VdiskError } from '../../util/errors.js'
 import { NIL_GUID } from '../../util/guid.js'
+import type { LogListing, LogListingEntry } from '../driver.js'
 import { currentHeader } from './header.js'
 import { type Area, HEADER_SECTION_END } from './layout.js'
 import { findActiveSequence, LOG_SECTOR, type LogEntry, Ring, readEntry, writesOf } from './log.js'
 import { decodeRegionAreas } from './regions.js'
-
-/** One change that an entry makes. */
-export interface LogChange {
-  /** File offset and bytes. */
-  readonly offset: number
-  readonly length: number
-  readonly zeros: boolean
-  /** What lies there: `block allocation table`, `metadata region`, … */
-  readonly where: string
-}
-
-export interface LogListingEntry {
-  /** Offset in the log, and bytes. */
-  readonly at: number
-  readonly length: number
-  readonly tail: number
-  /** In decimal: it may be too large for a number. */
-  readonly sequenceNumber: string
-  readonly logGuid: string
-  readonly flushedFileOffset: number
-  readonly lastFileOffset: number
-  /** A replay applies it. */
-  readonly active: boolean
-  readonly changes: readonly LogChange[]
-}
-
-export interface LogListing {
-  /** File offset and bytes of the log. */
-  readonly offset: number
-  readonly length: number
-  /** The header's: a nil GUID means that the log is empty, whatever entries are in it. */
-  readonly logGuid: string
-  /** In the order of their place. */
-  readonly entries: readonly LogListingEntry[]
-}
 
 /**
  * Lists a log. Changes nothing, and needs no more of the image than a header.

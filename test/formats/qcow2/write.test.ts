@@ -279,3 +279,79 @@ t.test('a cache that is much smaller than the tables', async (t) => {
   qemuCheck(path)
   t.ok(asQemuReads(path).equals(model))
 })
+
+t.test('entries that refer to tables stop writing, and mark the image', async (t) => {
+  const l1 = 3 * 65536
+  const l2 = 4 * 65536
+  for (const [what, offset, bytes] of [
+    ['data in the L1 table', l2, [0x80, 0, 0, 0, 0, 3, 0, 0]],
+    ['data in the refcount table', l2, [0x80, 0, 0, 0, 0, 1, 0, 0]],
+    ['the refcount table as an L2 table', l1, [0x80, 0, 0, 0, 0, 1, 0, 0]],
+  ] as const) {
+    const path = qemuCreate(temporaryFolder(t), 'i.qcow2', MiB)
+    qemuIo(path, 'write -P 1 0 128k')
+    patch(path, offset, bytes)
+    const before = readFileSync(path)
+    const image = openImage(path)
+    t.throws(() => image.write(Uint8Array.of(1), 0, 1, 0), { code: 'CORRUPT', message: /--repair all/ }, what)
+    image.close()
+    before[79] = 2
+    t.ok(readFileSync(path).equals(before), 'nothing but the corrupt bit')
+    t.throws(() => openImage(path), { message: /marked corrupt/ })
+  }
+})
+
+t.test('what refers to tables is never freed with them', async (t) => {
+  for (const [what, host] of [
+    ['the L1 table', 3],
+    ['the refcount block', 2],
+  ] as const)
+    for (const flag of [0x80, 0]) {
+      const path = qemuCreate(temporaryFolder(t), 'i.qcow2', MiB)
+      qemuIo(path, 'write -P 1 0 128k')
+      patch(path, 4 * 65536, [flag, 0, 0, 0, 0, host, 0, 0])
+      const image = openImage(path)
+      image.zero(0, 65536, true)
+      image.write(Buffer.alloc(MiB / 2, 3), 0, MiB / 2, MiB / 2)
+      image.close()
+      const bytes = readAll(path)
+      t.ok(
+        bytes.subarray(65536, 131072).every((byte) => byte === 1),
+        what,
+      )
+      t.ok(bytes.subarray(MiB / 2).every((byte) => byte === 3))
+      const there = readFileSync(path).subarray(host * 65536, host * 65536 + 8)
+      t.ok(
+        there.some((byte) => byte !== 0),
+        'it is still there',
+      )
+    }
+})
+
+t.test('zeros of subclusters are bits, over a backing file too', async (t) => {
+  const folder = temporaryFolder(t)
+  const base = qemuCreate(folder, 'base.qcow2', 4 * MiB)
+  qemuIo(base, 'write -P 5 0 4M')
+  const path = qemuCreate(folder, 'top.qcow2', 4 * MiB, 'extended_l2=on,cluster_size=128k', ['-b', base, '-F', 'qcow2'])
+  qemuIo(path, 'write -P 6 256k 64k')
+  must('qemu-img', ['snapshot', '-c', 's', path])
+  const before = asQemuReads(path)
+  const model = Buffer.from(before)
+  const image = openImage(path)
+  const zero = (offset: number, length: number) => {
+    image.zero(offset, length, false)
+    model.fill(0, offset, offset + length)
+  }
+  zero(8 * KiB, 4 * KiB)
+  zero(120 * KiB, 32 * KiB)
+  zero(260 * KiB, 100 * KiB)
+  zero(4 * MiB - 12 * KiB, 12 * KiB)
+  image.flush()
+  const data = image.map(8 * KiB, 4 * KiB)
+  t.match(data, { zero: true, data: false })
+  image.close()
+  qemuCheck(path)
+  t.ok(asQemuReads(path).equals(model))
+  t.ok(asQemuReads(path, 's').equals(before), 'the snapshot keeps what it had')
+  t.ok(statSync(path).size <= 1.2 * MiB, 'nothing is allocated for zeros')
+})

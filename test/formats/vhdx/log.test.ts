@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { copyFileSync, readFileSync } from 'node:fs'
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { vhdx } from '../../../lib/formats/vhdx/format.js'
@@ -9,7 +9,7 @@ import { attachStorage } from '../../../lib/storage/attach.js'
 import { openFile } from '../../../lib/storage/file.js'
 import type { MemoryStorage } from '../../../lib/storage/memory.js'
 import { ReplayedStorage } from '../../../lib/storage/replayed.js'
-import { must } from '../../support/run.js'
+import { must, vdiskfs, vdiskfsMust } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
 import { corpusImage, needsCorpus } from '../vhd-images.js'
 import {
@@ -248,6 +248,25 @@ t.test('a log that is looked at', async (t) => {
     { offset: At.bat + 3 * 4096, length: 4096, zeros: false, where: 'block allocation table' },
   ])
   t.match(describeLog(windowsImage()).entries, [])
+})
+
+t.test('info --log', needsCorpus, async (t) => {
+  const { path } = corpusImage(t, 'vhdx/dirtylog-10G.vhdx')
+  const before = readFileSync(path)
+  const { entries } = JSON.parse(vdiskfsMust(['info', '--log', '--json', path]))
+  t.equal(entries.length, 7)
+  t.match(entries[6], { at: 0xc000, active: true, changes: [{ length: 4096, where: 'block allocation table' }] })
+  const text = vdiskfsMust(['info', '--log', path])
+  t.match(text, /^log: 1 MiB at 1048576 of the file\n/)
+  t.match(text, /^entries: 7, of which a replay applies 1$/m)
+  t.match(
+    text,
+    /^\[49152\] to replay: sequence number \d+, 8192 bytes, log .*\n {4}4096 bytes at \d+: block allocation table$/m,
+  )
+  t.ok(readFileSync(path).equals(before))
+  const raw = join(temporaryFolder(t), 'i.raw')
+  writeFileSync(raw, 'x')
+  t.match(vdiskfs(['info', '--log', raw]), { code: 1, err: `vdiskfs: ${raw}: images of format raw have no log\n` })
 })
 
 t.test(

@@ -1,0 +1,50 @@
+/** `vdiskfs convert SOURCE TARGET`: the options of `qemu-img convert`. */
+
+import { findFormat } from '../../formats/registry.js'
+import { convert } from '../../image/convert/convert.js'
+import { parseSize } from '../../util/sizes.js'
+import type { Arguments } from '../arguments.js'
+import type { Io } from '../io.js'
+import { progressBar } from '../progress.js'
+import { readSecret, secretOf } from '../secret.js'
+import { interruptible } from '../signals.js'
+import { parseCount } from '../values.js'
+import { details as formatOptions } from './create.js'
+
+export function run(args: Arguments, io: Io): Promise<number> {
+  const [source, target] = args.positionals as [string, string]
+  const sparse = args.value('sparse-size')
+  const threads = args.value('threads')
+  const targetSecret = args.value('target-secret')
+  const bar = progressBar(args, io)
+  return interruptible(async (signal) => {
+    try {
+      await convert(source, target, {
+        sourceFormat: args.value('format'),
+        format: findFormat(args.value('output-format') ?? 'raw').name,
+        options: args.list('options'),
+        snapshot: args.value('snapshot'),
+        secret: secretOf({ file: args.value('secret'), image: source }, io),
+        targetSecret: targetSecret === undefined ? undefined : readSecret(targetSecret),
+        backing: args.value('backing'),
+        backingFormat: args.value('backing-format'),
+        backingDirs: args.values('backing-dir'),
+        existing: args.has('no-create'),
+        ...(sparse === undefined ? {} : { sparse: parseSize(sparse) }),
+        ...(threads === undefined ? {} : { threads: parseCount('threads', threads, 1, MAX_THREADS) }),
+        signal,
+        onProgress: bar && ((progress) => bar.show(progress)),
+        warn: (text) => io.err(`vdiskfs: ${text}\n`),
+      })
+      return 0
+    } finally {
+      bar?.end()
+    }
+  })
+}
+
+const MAX_THREADS = 64
+
+export function details(): string {
+  return formatOptions()
+}

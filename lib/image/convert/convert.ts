@@ -1,0 +1,126 @@
+/** Makes an image of another one, in any format: the disk's content is copied, and nothing else. */
+
+import { VdiskError } from '../../util/errors.js'
+import { formatSize } from '../../util/sizes.js'
+import { createImage } from '../create.js'
+import type { Image } from '../image.js'
+import { openImage, type Secret } from '../open.js'
+import type { CopySettings } from './job.js'
+import { type CopyProgress, MAX_WORKERS, runCopy, workersFor } from './run.js'
+import { isDevice, NewFile, refuseSame } from './target.js'
+import { MAX_GRANULE } from './zeros.js'
+
+/** qemu-img's. */
+const DEFAULT_SPARSE = 4096
+const MIN_SPARSE = 512
+
+export interface ConvertOptions {
+  /** The source's format; default: found by looking at the content. */
+  readonly sourceFormat?: string | undefined
+  /** The target's format; default `raw`. */
+  readonly format?: string | undefined
+  /** `name=value`, as the format declares them. */
+  readonly options?: readonly string[]
+  /** A snapshot in the source, by name or id, instead of its newest state. */
+  readonly snapshot?: string | undefined
+  /** Makes the target over this parent, which must hold what the source's parents hold; only the rest is copied. */
+  readonly backing?: string | undefined
+  readonly backingFormat?: string | undefined
+  /** Zeros are left out where at least so many bytes of them are together, a power of two; 0: none are. Default 4096. */
+  readonly sparse?: number
+  /** The target exists, and is written into; it is not made, and not removed where something fails. */
+  readonly existing?: boolean
+  readonly backingDirs?: readonly string[]
+  /** Threads that copy; default: one for each processor where that pays. */
+  readonly threads?: number | undefined
+  /** Aborting it stops the copy, and what was made is removed. */
+  readonly signal?: AbortSignal | undefined
+  readonly onProgress?: ((progress: CopyProgress) => void) | undefined
+  /** The passphrase of the source, and of a new target unless `targetSecret` is. */
+  readonly secret?: Secret | undefined
+  readonly targetSecret?: Secret | undefined
+  readonly warn?: ((message: string) => void) | undefined
+}
+
+/**
+ * Copies the disk that one image shows into another image, sparsely, and makes that durable. The source is opened
+ * read-only and locked so. A target that exists is replaced at the end, when the new one is complete; one that is not
+ * completed is removed.
+ * @throws VdiskError: USAGE where source and target are one file, and what opening, creating, reading and writing throw
+ */
+export async function convert(source: string, target: string, options: ConvertOptions = {}): Promise<void> {
+  const sparse = checkSparse(options.sparse ?? DEFAULT_SPARSE)
+  const { backingDirs = [], warn, snapshot, secret } = options
+  const opening = { readOnly: true, format: options.sourceFormat, snapshot, backingDirs, secret, ...(warn && { warn }) }
+  const threads = options.threads ?? 1 + MAX_WORKERS
+  const from = openImage(source, { ...opening, threads })
+  try {
+    refuseSame(target, from.paths)
+    const settings = { size: from.size, ownLayer: options.backing !== undefined, sparse }
+    const workers = options.threads ? threads - 1 : workersFor(from.allocated())
+    if (options.existing || isDevice(target)) await intoExisting(from, target, settings, workers, options)
+    else await intoNew(from, target, settings, workers, options)
+  } finally {
+    from.close()
+  }
+}
+
+/** @throws USAGE */
+function checkSparse(sparse: number): number {
+  const right = sparse === 0 || (sparse >= MIN_SPARSE && Number.isInteger(Math.log2(sparse)))
+  if (right) return Math.min(sparse, MAX_GRANULE)
+  throw new VdiskError('USAGE', `sparse size ${sparse}: expected 0, or a power of two of at least ${MIN_SPARSE}`)
+}
+
+type Settings = Omit<CopySettings, 'blank'>
+
+async function intoNew(
+  from: Image,
+  target: string,
+  settings: Settings,
+  workers: number,
+  options: ConvertOptions,
+): Promise<void> {
+  const file = new NewFile(target)
+  let to: Image | undefined
+  try {
+    const format = options.format ?? 'raw'
+    const { backing, backingFormat, backingDirs = [], options: given = [] } = options
+    const secret = options.targetSecret ?? options.secret
+    const { size } = from
+    const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false }
+    createImage(file.path, made)
+    file.made()
+    to = openImage(file.path, { format, backingDirs, secret, threads: 1 + workers, syncAtClose: true })
+    await runCopy(from, to, { ...settings, blank: true }, workers, options)
+    to.close()
+    file.complete()
+  } catch (error) {
+    file.remove()
+    to?.abandon()
+    throw error
+  }
+}
+
+async function intoExisting(
+  from: Image,
+  target: string,
+  settings: Settings,
+  workers: number,
+  options: ConvertOptions,
+): Promise<void> {
+  const { backingDirs = [], format = 'raw' } = options
+  if (!options.existing && format !== 'raw')
+    throw new VdiskError('USAGE', `a new image of format ${format} cannot be made on a block device`, { path: target })
+  const secret = options.targetSecret ?? options.secret
+  const to = openImage(target, { format, backingDirs, secret, threads: 1 + workers })
+  try {
+    if (to.size < from.size)
+      throw new VdiskError('USAGE', `it has ${formatSize(to.size)}, and the source ${formatSize(from.size)}`, {
+        path: target,
+      })
+    await runCopy(from, to, { ...settings, blank: false }, workers, options)
+  } finally {
+    to.close()
+  }
+}

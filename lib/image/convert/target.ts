@@ -1,0 +1,90 @@
+/**
+ * The file that a conversion makes. Where there is a file of that name already, the new one gets another name beside it
+ * and takes its place at the end; so what was there is there until the new one is complete. What is not completed is
+ * removed.
+ */
+
+import { renameSync, type Stats, statSync, truncateSync, unlinkSync } from 'node:fs'
+import { basename, dirname, join } from 'node:path'
+import { openFile } from '../../storage/file.js'
+import { lockImage } from '../../storage/lock.js'
+import type { Storage } from '../../storage/storage.js'
+import { fromSystem, VdiskError } from '../../util/errors.js'
+import { randomGuid } from '../../util/guid.js'
+import { syncFolder } from '../create.js'
+
+function statOf(path: string): Stats | undefined {
+  try {
+    return statSync(path)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined
+    throw fromSystem(error, path, 'open')
+  }
+}
+
+/** @throws USAGE where the target is one of these files: what is read would be overwritten */
+export function refuseSame(target: string, sources: readonly string[]): void {
+  const found = statOf(target)
+  if (!found) return
+  for (const source of sources) {
+    const stats = statOf(source)
+    if (stats && stats.dev === found.dev && stats.ino === found.ino)
+      throw new VdiskError('USAGE', `the target is what is read: ${source}`, { path: target })
+  }
+}
+
+export class NewFile {
+  readonly #path: string
+  /** Where it is made. */
+  readonly path: string
+  /** What was there before, locked. */
+  readonly #old: Storage | undefined
+  #made = false
+
+  /**
+   * Makes nothing yet.
+   * @throws IN_USE where there is an image that somebody uses, USAGE where there is no file but something else
+   */
+  constructor(path: string) {
+    this.#path = path
+    const exists = statOf(path) !== undefined
+    this.#old = exists ? openFile(path, { readOnly: false }) : undefined
+    this.path = exists ? join(dirname(path), `.${basename(path)}.${randomGuid().slice(0, 8)}`) : path
+    try {
+      if (this.#old) lockImage(this.#old, { write: true })
+    } catch (error) {
+      this.#old?.close()
+      throw error
+    }
+  }
+
+  /** Says that the file at `path` is there, and ours. */
+  made(): void {
+    this.#made = true
+  }
+
+  /** Puts the new file, which is durable and closed, into its place. */
+  complete(): void {
+    if (this.#old) renameSync(this.path, this.#path)
+    syncFolder(this.#path)
+    this.#old?.close()
+  }
+
+  /** Removes what was made of it; it may be open. */
+  remove(): void {
+    this.#old?.close()
+    if (!this.#made) return
+    try {
+      // What was written need not reach the disk any more.
+      truncateSync(this.path, 0)
+      unlinkSync(this.path)
+    } catch {
+      // The reason why all this failed is what the user should be told.
+    }
+  }
+}
+
+/** True for a block device. */
+export function isDevice(path: string): boolean {
+  return statOf(path)?.isBlockDevice() ?? false
+}

@@ -1,0 +1,186 @@
+/** Resizing VHDs: what the disk holds, as QEMU sees it too; every crash leaves the old size or the new one. */
+
+import { readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { vhd } from '../../lib/formats/vhd/format.js'
+import { scanTable } from '../../lib/formats/vhd/table.js'
+import { checkImage } from '../../lib/image/check.js'
+import { createImage } from '../../lib/image/create.js'
+import { openImage, openStorages } from '../../lib/image/open.js'
+import { resizeImage } from '../../lib/image/resize.js'
+import { MemoryStorage } from '../../lib/storage/memory.js'
+import { Recorder } from '../../lib/storage/recording.js'
+import { must } from '../support/run.js'
+import { type TestCase, temporaryFolder } from '../support/temp.js'
+import { contextOf, corpusImage, needsCorpus } from './vhd-images.js'
+
+const KiB = 1024
+const MiB = KiB * KiB
+const GiB = KiB * MiB
+const SECTOR = 512
+
+function fill(path: string, bytes: Uint8Array, offset: number): void {
+  const image = openImage(path)
+  image.write(bytes, 0, bytes.length, offset)
+  image.close()
+}
+
+function content(path: string): Buffer {
+  const image = openImage(path, { readOnly: true })
+  const bytes = Buffer.alloc(image.size)
+  image.read(bytes, 0, image.size, 0)
+  image.close()
+  return bytes
+}
+
+/** An image of 5 MiB of which the first and last 700 KiB are written; and what it holds. */
+function written(t: TestCase, options: readonly string[]): { path: string; bytes: Buffer } {
+  const path = join(temporaryFolder(t), 'x.vhd')
+  createImage(path, { format: 'vhd', size: 5 * MiB + SECTOR, options })
+  const piece = Buffer.alloc(700 * KiB, 'resize ')
+  for (const at of [0, 5 * MiB + SECTOR - piece.length]) fill(path, piece, at)
+  return { path, bytes: content(path) }
+}
+
+function sound(t: TestCase & { same(a: unknown, b: unknown, name: string): unknown }, path: string): void {
+  const { findings } = checkImage(path)
+  t.same(findings, [], 'check finds nothing')
+}
+
+for (const options of [['block_size=512K'], ['block_size=4096'], ['subformat=fixed']])
+  t.test(`larger and smaller: ${options}`, async (t) => {
+    const { path, bytes } = written(t, options)
+    const raw = join(temporaryFolder(t), 'raw')
+    let expected = bytes.length
+    writeFileSync(raw, bytes)
+    for (const size of [5 * MiB + 2 * SECTOR, 37 * MiB, 3 * GiB, 40 * MiB, 5 * MiB]) {
+      t.same(resizeImage(path, { size, shrink: true }), { before: expected, after: size })
+      expected = size
+      truncateSync(raw, size)
+      sound(t, path)
+      const judged = must('qemu-img', ['compare', '-f', 'vpc', '-F', 'raw', path, raw])
+      t.equal(judged, 'Images are identical.\n', 'for QEMU, with the size')
+    }
+    t.ok(readFileSync(path).length < 5 * MiB + 80 * KiB, 'what is cut off takes no space')
+  })
+
+t.test('what a smaller disk had cut off does not come back', async (t) => {
+  for (const options of [['block_size=512K'], ['subformat=fixed']]) {
+    const { path } = written(t, options)
+    const at = 5 * MiB - 100 * KiB
+    resizeImage(path, { size: at, shrink: true })
+    resizeImage(path, { size: 6 * MiB })
+    const now = content(path)
+    t.ok(now.subarray(at).every((byte) => byte === 0))
+    t.equal(now[at - 1], 'resize '.charCodeAt((at - 1 - (5 * MiB + SECTOR - 700 * KiB)) % 7))
+  }
+})
+
+t.test('an image whose geometry is its size keeps to geometries', async (t) => {
+  const path = join(temporaryFolder(t), 'q.vhd')
+  must('qemu-img', ['create', '-q', '-f', 'vpc', path, '64M'])
+  const { before, after } = resizeImage(path, { size: 37 * MiB, relative: true })
+  t.ok(after >= before + 37 * MiB && after < before + 38 * MiB, `${before} to ${after}`)
+  const info = JSON.parse(must('qemu-img', ['info', '--output=json', '-f', 'vpc', path])) as { 'virtual-size': number }
+  t.equal(info['virtual-size'], after)
+})
+
+t.test('images that Windows and others made', needsCorpus, async (t) => {
+  for (const name of ['vhd/dynamic.vhd', 'vhd/fixed.vhd', 'vhd/virtualpc-dynamic.vhd']) {
+    const { path, virtualSize } = corpusImage(t, name)
+    const raw = join(temporaryFolder(t), 'raw')
+    must('qemu-img', ['convert', '-f', 'vpc', '-O', 'raw', path, raw])
+    const { after } = resizeImage(path, { size: 300 * GiB, relative: true })
+    t.ok(after >= virtualSize + 300 * GiB)
+    sound(t, path)
+    must('qemu-img', ['compare', '-f', 'vpc', '-F', 'raw', path, raw])
+  }
+})
+
+t.test('a differencing disk grows only where its parent cannot show', async (t) => {
+  const folder = temporaryFolder(t)
+  const [parent, child] = [join(folder, 'parent.vhd'), join(folder, 'child.vhd')]
+  createImage(parent, { format: 'vhd', size: 4 * MiB })
+  fill(parent, Buffer.alloc(4 * MiB, 7), 0)
+  createImage(child, { format: 'vhd', backing: parent })
+  resizeImage(child, { size: 10 * MiB })
+  t.same(
+    [
+      content(child)
+        .subarray(0, 4 * MiB)
+        .every((byte) => byte === 7),
+      content(child)[4 * MiB],
+    ],
+    [true, 0],
+    'zeros behind the parent',
+  )
+  resizeImage(child, { size: 3 * MiB, shrink: true })
+  t.throws(() => resizeImage(child, { size: 4 * MiB }), { code: 'USAGE', message: /show its parent/ })
+})
+
+t.test('sizes that it cannot have', async (t) => {
+  const path = join(temporaryFolder(t), 'x.vhd')
+  createImage(path, { format: 'vhd', size: 64 * MiB })
+  const before = readFileSync(path)
+  t.throws(() => resizeImage(path, { size: 2041 * GiB }), { code: 'USAGE', message: /2040 GiB/ })
+  t.throws(() => resizeImage(path, { size: 32 * MiB }), { code: 'USAGE', message: /--shrink/ })
+  t.ok(readFileSync(path).equals(before), 'the image is as it was')
+})
+
+/** Grows or shrinks under a recorder, and looks at what every crash leaves. */
+function crashes(t: TestCase & Tap, options: Record<string, string | number>, before: number, after: number): void {
+  const storage = MemoryStorage.create({ path: 'x.vhd' })
+  vhd.create({ storage, path: '/x.vhd', size: before, options, backing: undefined })
+  const disk = Buffer.alloc(before)
+  const views = () => MemoryStorage.attach(storage.handle() as ReturnType<MemoryStorage['handle']> & { kind: 'memory' })
+  const image = openStorages([views()], { cacheSize: MiB })
+  for (let at = 0; at < before; at += 40 * KiB) {
+    const piece = Buffer.alloc(Math.min(9 * KiB, before - at), 1 + (at % 251))
+    image.write(piece, 0, piece.length, at)
+    piece.copy(disk, at)
+  }
+  image.write(Buffer.alloc(SECTOR, 99), 0, SECTOR, before - SECTOR)
+  disk.fill(99, before - SECTOR)
+  image.close()
+  const recorder = new Recorder()
+  const recorded = recorder.record(storage)
+  vhd.resize!(vhd.open(contextOf(storage, false)).layout, [recorded], after, { below: () => 0, zeroLater: () => {} })
+  for (let count = 0; count <= recorder.length; count++)
+    for (let seed = 0; seed < 12; seed++) {
+      const [file] = seed === 0 ? recorder.prefix(count) : recorder.crash(count, 31 * count + seed, SECTOR)
+      const context = contextOf(file!, true)
+      const { layout, size } = vhd.open(context)
+      if (layout.blocks) scanTable(layout, file!, layout.footerOffset)
+      const found = Buffer.alloc(size)
+      const opened = openStorages([file!], { readOnly: true, cacheSize: MiB })
+      opened.read(found, 0, size, 0)
+      opened.close()
+      const expected = Buffer.alloc(size)
+      disk.copy(expected)
+      const right = (size === before || size === after) && found.equals(expected) && context.warnings.length === 0
+      if (right && (count < recorder.length || size === after)) continue
+      t.fail(`after ${count} entries, seed ${seed}: size ${size}, ${context.warnings}`)
+      t.comment(recorder.describe().join('\n'))
+      return
+    }
+  t.ok(recorder.length > 3, `${recorder.length} entries`)
+}
+
+interface Tap {
+  ok(value: unknown, name: string): unknown
+  comment(text: string): unknown
+}
+
+t.test('every crash leaves the old size or the new one', async (t) => {
+  const small = { block_size: 4096 }
+  crashes(t, small, 600 * KiB, 2 * MiB)
+  crashes(t, small, 600 * KiB + SECTOR, 700 * KiB)
+  crashes(t, small, 600 * KiB, 601 * KiB)
+  crashes(t, { block_size: 65536 }, 600 * KiB, 640 * KiB + SECTOR)
+  crashes(t, small, 600 * KiB, 300 * KiB + SECTOR)
+  crashes(t, { block_size: 65536 }, 600 * KiB, 70 * KiB)
+  crashes(t, { subformat: 'fixed' }, 600 * KiB, 600 * KiB + SECTOR)
+  crashes(t, { subformat: 'fixed' }, 600 * KiB, 900 * KiB)
+  crashes(t, { subformat: 'fixed' }, 600 * KiB, 100 * KiB)
+})

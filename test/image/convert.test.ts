@@ -1,0 +1,228 @@
+/** Conversions: what QEMU finds in the result, what is left when they do not succeed, what they never touch. */
+
+import { createHash } from 'node:crypto'
+import {
+  closeSync,
+  linkSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { compareImages } from '../../lib/image/compare.js'
+import { type ConvertOptions, convert } from '../../lib/image/convert/convert.js'
+import { eachRun } from '../../lib/image/convert/zeros.js'
+import { createImage } from '../../lib/image/create.js'
+import { openImage } from '../../lib/image/open.js'
+import { must, run, startVdiskfs, until, vdiskfs } from '../support/run.js'
+import { temporaryFolder } from '../support/temp.js'
+
+const KiB = 1024
+const MiB = KiB * KiB
+const QEMU: Readonly<Record<string, string>> = { vhd: 'vpc', vhdx: 'vhdx', parallels: 'parallels', raw: 'raw' }
+
+/** Bytes that are the same every time and never zero. */
+function noise(length: number, seed: number): Buffer {
+  const bytes = Buffer.alloc(length)
+  for (let at = 0; at < length; at += 32)
+    createHash('sha256')
+      .update(`${seed} ${at}`)
+      .digest()
+      .copy(bytes, at, 0, Math.min(32, length - at))
+  return bytes.map((byte) => byte || 1) as Buffer
+}
+
+/** A raw disk with data here and there, zeros that are written, and holes. */
+function rawDisk(folder: string, size = 37 * MiB + 512): string {
+  const path = join(folder, 'disk.raw')
+  const fd = openSync(path, 'wx')
+  for (const [at, length] of [
+    [0, 300_000],
+    [5 * MiB - 7, 4 * MiB],
+    [12 * MiB + 1, 4000],
+    [20 * MiB, 4096],
+    [20 * MiB + 8192, 1],
+    [size - 9, 9],
+  ] as const)
+    writeSync(fd, noise(length, at), 0, length, at)
+  writeSync(fd, Buffer.alloc(3 * MiB), 0, 3 * MiB, 25 * MiB)
+  closeSync(fd)
+  truncateSync(path, size)
+  return path
+}
+
+function same(t: Test, raw: string, image: string, format: string): void {
+  const { code, out, err } = run('qemu-img', ['compare', '-f', 'raw', '-F', QEMU[format]!, raw, image])
+  t.same([code, out + err], [0, 'Images are identical.\n'], `${format}, for QEMU`)
+}
+
+for (const threads of [1, 3])
+  t.test(`from raw into every format and back, by ${threads} threads`, async (t) => {
+    const folder = temporaryFolder(t)
+    const raw = rawDisk(folder)
+    for (const format of ['vhd', 'vhdx', 'parallels', 'raw']) {
+      const image = join(folder, `x.${format}`)
+      const back = join(folder, `back.${format}`)
+      await convert(raw, image, { format, threads, options: format === 'vhdx' ? ['block_size=1M'] : [] })
+      same(t, raw, image, format)
+      await convert(image, back, { threads })
+      same(t, raw, back, 'raw')
+      t.ok(statSync(back).blocks * 512 < 6 * MiB, 'zeros take no space')
+    }
+    t.same(readdirSync(folder).length, 9, 'nothing else was made')
+  })
+
+t.test('a chain becomes one image', async (t) => {
+  const folder = temporaryFolder(t)
+  const [parent, child, target] = [join(folder, 'p.vhd'), join(folder, 'c.vhd'), join(folder, 't.vhdx')]
+  const model = Buffer.alloc(8 * MiB)
+  createImage(parent, { format: 'vhd', size: model.length })
+  const write = (path: string, at: number, bytes: Buffer) => {
+    const image = openImage(path)
+    image.write(bytes, 0, bytes.length, at)
+    image.close()
+    bytes.copy(model, at)
+  }
+  write(parent, MiB, noise(3 * MiB, 1))
+  createImage(child, { format: 'vhd', backing: parent })
+  write(child, 2 * MiB + 512, noise(700, 2))
+  await convert(child, target, { format: 'vhdx' })
+  const raw = join(folder, 'model')
+  writeFileSync(raw, model)
+  same(t, raw, target, 'vhdx')
+
+  const own = join(folder, 'own.vhd')
+  await convert(child, own, { format: 'vhd', backing: parent })
+  t.ok(statSync(own).blocks * 512 < MiB, 'with -B the layer of its own alone is copied')
+  t.equal(compareImages(child, own).difference, undefined)
+})
+
+t.test('sparse sizes', async (t) => {
+  const runs: [number, number, boolean][] = []
+  const data = Buffer.alloc(4096)
+  data[1024] = 1
+  eachRun(data, 4000, 512, 1024, (...found) => runs.push(found))
+  t.same(
+    runs,
+    [
+      [0, 512, true],
+      [512, 1024, false],
+      [1536, 2464, true],
+    ],
+    'granules lie where the disk has them',
+  )
+  const folder = temporaryFolder(t)
+  const raw = rawDisk(folder)
+  const target = join(folder, 'full')
+  await convert(raw, target, { sparse: 0 })
+  t.ok(statSync(target).blocks * 512 >= 37 * MiB, '0: all is written')
+  same(t, raw, target, 'raw')
+  await t.rejects(convert(raw, join(folder, 'odd'), { sparse: 1000 }), { code: 'USAGE' })
+})
+
+t.test('into an image that exists', async (t) => {
+  const folder = temporaryFolder(t)
+  const raw = rawDisk(folder)
+  const target = join(folder, 't.vhd')
+  createImage(target, { format: 'vhd', size: 40 * MiB })
+  const image = openImage(target)
+  image.write(Buffer.alloc(40 * MiB, 9), 0, 40 * MiB, 0)
+  image.close()
+  await convert(raw, target, { format: 'vhd', existing: true })
+  t.same(compareImages(raw, target).difference, { what: 'content', offset: statSync(raw).size }, 'what is behind stays')
+  await t.rejects(convert(target, raw, { format: 'raw', existing: true }), { code: 'USAGE', message: /40 MiB/ })
+})
+
+/** What a failed conversion must leave: the folder as it was. */
+async function fails(t: Test, source: string, target: string, options: ConvertOptions, code: string, message = /./) {
+  const folder = join(target, '..')
+  const before = readdirSync(folder).map((name) => [name, readFileSync(join(folder, name))] as const)
+  await t.rejects(convert(source, target, options), { code, message })
+  t.same(
+    readdirSync(folder),
+    before.map(([name]) => name),
+    'no file more, no file less',
+  )
+  for (const [name, bytes] of before) t.ok(readFileSync(join(folder, name)).equals(bytes), `${name} is as it was`)
+}
+
+t.test('what fails leaves nothing, and what was there', async (t) => {
+  const folder = temporaryFolder(t)
+  const raw = rawDisk(folder, 6 * MiB)
+  const broken = join(folder, 'broken.vhd')
+  await convert(raw, broken, { format: 'vhd' })
+  const bytes = readFileSync(broken)
+  bytes.writeUInt32BE(0xfffffff0, 0x600 + 4 * 2)
+  writeFileSync(broken, bytes)
+  const target = join(folder, 'target')
+  for (const threads of [1, 2]) {
+    await fails(t, broken, target, { threads }, 'CORRUPT')
+    const controller = new AbortController()
+    const aborting = { signal: controller.signal, threads, onProgress: () => controller.abort() }
+    await fails(t, raw, target, aborting, 'IO', /interrupted/)
+  }
+  await fails(t, raw, target, { format: 'vhd', options: ['no_such=1'] }, 'USAGE')
+  writeFileSync(target, 'something else')
+  await fails(t, broken, target, {}, 'CORRUPT')
+  await fails(t, raw, raw, { format: 'vhd' }, 'USAGE', /what is read/)
+  linkSync(raw, join(folder, 'link'))
+  await fails(t, raw, join(folder, 'link'), {}, 'USAGE', /what is read/)
+  const used = openImage(target, { format: 'raw' })
+  await fails(t, raw, target, {}, 'IN_USE')
+  used.close()
+  await convert(raw, target)
+  same(t, raw, target, 'raw')
+})
+
+t.test('the command: signals, progress', async (t) => {
+  const folder = temporaryFolder(t)
+  const source = join(folder, 'large.raw')
+  // Holes that are read, so that it takes a while and no space.
+  writeFileSync(source, 'x')
+  truncateSync(source, 64 * 1024 * MiB)
+  const target = join(folder, 'target.vhd')
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    const args = ['convert', '-O', 'vhd', '-S', '0', '-o', 'subformat=fixed', source, target]
+    const converting = startVdiskfs(t, args)
+    await until('it has begun', () => readdirSync(folder).length > 1)
+    converting.child.kill(signal)
+    t.same(await converting.ended, { code: signal === 'SIGINT' ? 130 : 143, signal: null })
+    t.same(readdirSync(folder), ['large.raw'], 'nothing is left')
+  }
+  const small = rawDisk(folder)
+  const quiet = vdiskfs(['convert', small, target])
+  t.same([quiet.code, quiet.out, quiet.err], [0, '', ''], 'nothing is said on a pipe')
+})
+
+t.test('compare, beside qemu-img', async (t) => {
+  const folder = temporaryFolder(t)
+  const raw = rawDisk(folder, 6 * MiB)
+  const [larger, other, image] = [join(folder, 'larger'), join(folder, 'other'), join(folder, 'x.vhd')]
+  must('cp', [raw, larger])
+  truncateSync(larger, 7 * MiB)
+  must('cp', [raw, other])
+  await convert(raw, image, { format: 'vhd' })
+  const fd = openSync(other, 'r+')
+  writeSync(fd, Buffer.from([1]), 0, 1, 3 * MiB + 5)
+  closeSync(fd)
+  for (const [a, b, ...options] of [
+    [raw, image],
+    [raw, larger],
+    [larger, raw],
+    [raw, other],
+    [raw, larger, '-s'],
+    [raw, raw, '-s'],
+    [raw, join(folder, 'none')],
+  ] as [string, string, ...string[]][]) {
+    const ours = vdiskfs(['compare', ...options, a, b])
+    const theirs = run('qemu-img', ['compare', ...options, a, b])
+    t.equal(ours.code, theirs.code, `${options} ${a} ${b}: ${ours.out}${ours.err}`)
+  }
+  t.same(compareImages(raw, other).difference, { what: 'content', offset: 3 * MiB + 5 })
+  t.equal(vdiskfs(['compare', '-q', raw, other]).out, '')
+})
