@@ -106,6 +106,8 @@ export interface Driver {
    * Pure.
    */
   blocks?(offset: number, length: number): readonly [start: number, end: number]
+  /** What `release` can free by itself, in bytes, where that is less than a block. */
+  readonly releaseSize?: number | undefined
   /** False where `map` looks at nothing that can change, so that it needs no lock. */
   readonly locked: boolean
   /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */

@@ -481,11 +481,12 @@ export class Image {
   #release(offset: number, length: number): number {
     const metadata = this.#metadata
     const driver = this.#top
-    const [start, end] = this.#blocks(offset, 1)
+    const { releaseSize } = driver
+    const [start, end] = releaseSize ? [offset - (offset % releaseSize), offset + releaseSize] : this.#blocks(offset, 1)
     const whole = offset === start && offset + length >= Math.min(end, driver.size)
     if (!driver.release || !whole) return 0
     const n = Math.min(length, RELEASE_CHUNK)
-    metadata.ranges.acquire(offset, offset + n)
+    metadata.ranges.acquire(...this.#blocks(offset, n))
     try {
       metadata.reserve(driver.changeSectors)
       try {
@@ -530,9 +531,9 @@ export class Image {
   /** Zeroes from `offset` on, to the end of its extent or block, without freeing blocks. @returns the bytes done. */
   #zeroInPlace(offset: number, length: number, unmap: boolean): number {
     const metadata = this.#metadata
-    const { blockSize, release } = this.#top
+    const { blockSize, releaseSize = blockSize, release } = this.#top
     // Not beyond the block, where the next one could be freed.
-    const max = release ? Math.min(length, blockSize - (offset % blockSize)) : length
+    const max = release ? Math.min(length, releaseSize - (offset % releaseSize)) : length
     const done = this.#encrypted[0] ? this.#overwriteEncrypted(this.#encrypted[0], undefined, 0, max, offset) : 0
     if (done > 0) return done
     metadata.epochs.enter()

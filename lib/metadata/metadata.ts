@@ -205,8 +205,10 @@ export class Metadata {
       fillMask[slot] = 0
       fillBusy[slot] = 0
       if (filled) {
-        for (let s = 0; s < 8; s++)
-          if ((mask >> s) & 1) data.set(this.#scratch.subarray(512 * s, 512 * s + 512), slot * PAGE + 512 * s)
+        if (mask === 0xff) data.set(this.#scratch, slot * PAGE)
+        else
+          for (let s = 0; s < 8; s++)
+            if ((mask >> s) & 1) data.set(this.#scratch.subarray(512 * s, 512 * s + 512), slot * PAGE + 512 * s)
         valid[slot] = valid[slot]! | mask
       }
       filling[this.thread] = 0

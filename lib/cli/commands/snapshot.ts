@@ -1,6 +1,6 @@
 /** `vdiskfs snapshot list|create|apply|delete IMAGE [NAME]`. */
 
-import type { SnapshotFacts } from '../../formats/driver.js'
+import type { Facts, SnapshotFacts } from '../../formats/driver.js'
 import { snapshotFacts } from '../../image/info.js'
 import {
   applySnapshot,
@@ -53,11 +53,11 @@ function nameOf({ name, args }: Request): string {
 function list({ path, args, io, options }: Request): void {
   const found = listSnapshots(path, options)
   if (wantsJson(args)) io.out(json(found.map(facts)))
-  else if (found.length > 0) io.out(columns([HEAD, ...found.map(row)]))
+  else if (found.length > 0) io.out(snapshotTable(found.map(facts)))
 }
 
 /** The keys of `qemu-img info --output=json`, and the date once more for people. */
-function facts(snapshot: SnapshotFacts): Record<string, unknown> {
+function facts(snapshot: SnapshotFacts): Facts {
   return {
     ...snapshotFacts(snapshot),
     date: dateOf(snapshot).toISOString(),
@@ -69,22 +69,24 @@ function dateOf({ dateSeconds, dateNanoseconds }: SnapshotFacts): Date {
   return new Date(dateSeconds * 1000 + Math.floor(dateNanoseconds / 1e6))
 }
 
-const HEAD = ['ID', 'NAME', 'VM STATE', 'DATE (UTC)', 'VM CLOCK', 'DISK']
+const HEAD = ['ID', 'NAME', 'VM STATE', 'DATE (UTC)', 'VM CLOCK']
 
-function row(snapshot: SnapshotFacts): string[] {
-  return [
-    snapshot.id,
-    snapshot.name,
-    formatSize(snapshot.vmStateSize),
-    dateOf(snapshot).toISOString().slice(0, 19).replace('T', ' '),
-    clock(snapshot),
-    snapshot.diskSize === undefined ? '' : formatSize(snapshot.diskSize),
-  ]
+/** The lines of a list of snapshots, from their facts. */
+export function snapshotTable(snapshots: readonly Facts[]): string {
+  return columns([HEAD, ...snapshots.map(row)])
+}
+
+function row(snapshot: Facts): string[] {
+  const { id, name, error } = snapshot
+  if (error !== undefined) return ['', String(error)]
+  const date = new Date(Number(snapshot['date-sec']) * 1000).toISOString().slice(0, 19).replace('T', ' ')
+  const clock = clockOf(Number(snapshot['vm-clock-sec']), Number(snapshot['vm-clock-nsec']))
+  return [String(id), String(name), formatSize(Number(snapshot['vm-state-size'])), date, clock]
 }
 
 /** Hours, minutes, seconds, milliseconds. */
-function clock({ clockSeconds, clockNanoseconds }: SnapshotFacts): string {
+function clockOf(seconds: number, nanoseconds: number): string {
   const two = (value: number) => String(Math.floor(value)).padStart(2, '0')
-  const parts = [clockSeconds / 3600, (clockSeconds / 60) % 60, clockSeconds % 60].map(two)
-  return `${parts.join(':')}.${String(Math.floor(clockNanoseconds / 1e6)).padStart(3, '0')}`
+  const parts = [seconds / 3600, (seconds / 60) % 60, seconds % 60].map(two)
+  return `${parts.join(':')}.${String(Math.floor(nanoseconds / 1e6)).padStart(3, '0')}`
 }

@@ -51,30 +51,37 @@ class Flags {
       if (host === undefined) return false
       const guest = ((at - offset) / 8) * l2Span(this.#shape)
       this.#l2(host, guest)
-      return this.#isWrong({ offset: at, guest, host, kind: 'L2 table', set: (high & COPIED) !== 0 })
+      const refcount = this.#counts.of(host / this.#shape.clusterSize)
+      const set = (high & COPIED) !== 0
+      return (refcount === 1) !== set && this.#wrong({ offset: at, guest, host, kind: 'L2 table', set, refcount })
     })
   }
 
   #l2(table: number, firstGuest: number): void {
-    const { clusterSize, dataFile } = this.#shape
+    const { clusterSize } = this.#shape
     const size = l2EntrySize(this.#shape)
     this.#table(table, clusterSize, size, (at, high, low) => {
-      const guest = firstGuest + ((at - table) / size) * clusterSize
       const set = (high & COPIED) !== 0
-      const entry = { offset: at, guest, set }
-      if ((high & COMPRESSED) !== 0) return set && this.#isWrong({ ...entry, host: 0, kind: 'compressed cluster' })
-      const host = hostOffset(high, low)
-      if (dataFile) return !set && host !== 0 && this.#isWrong({ ...entry, host, kind: 'cluster' })
-      if (host === 0 || host % clusterSize !== 0 || host / clusterSize >= this.#counts.clusters) return false
-      return this.#isWrong({ ...entry, host, kind: 'cluster' })
+      const compressed = (high & COMPRESSED) !== 0
+      const host = compressed ? 0 : hostOffset(high, low)
+      const refcount = this.#refcountOf(compressed, host)
+      if (refcount === undefined || (refcount === 1) === set) return false
+      const kind = compressed ? 'compressed cluster' : 'cluster'
+      const guest = firstGuest + ((at - table) / size) * clusterSize
+      return this.#wrong({ offset: at, guest, host, kind, set, refcount })
     })
   }
 
-  #isWrong(flag: Omit<WrongFlag, 'refcount'>): boolean {
+  /** What the flag is judged by; undefined: there is nothing to judge. */
+  #refcountOf(compressed: boolean, host: number): number | undefined {
     const { clusterSize, dataFile } = this.#shape
-    const own = dataFile && flag.kind === 'cluster'
-    const refcount = own ? 1 : flag.kind === 'compressed cluster' ? 0 : this.#counts.of(flag.host / clusterSize)
-    return (refcount === 1) !== flag.set && this.#wrong({ ...flag, refcount })
+    if (compressed) return 0
+    // A cluster of a data file has the one user that it can have; only at 0 the flag itself says that it is there.
+    if (host === 0) return undefined
+    if (dataFile) return 1
+    return host % clusterSize === 0 && host / clusterSize < this.#counts.clusters
+      ? this.#counts.of(host / clusterSize)
+      : undefined
   }
 
   /** Changes the flag of every entry for which `toggle` says so. */

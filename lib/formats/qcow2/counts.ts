@@ -29,6 +29,9 @@ export class Counts {
   readonly #path: string
   readonly #chunks = new Map<number, Chunk>()
   #memory = 0
+  /** The chunk that was looked at last: neighbours mostly follow each other. */
+  #index = -1
+  #chunk: Chunk | undefined
 
   constructor(clusters: number, path: string) {
     this.clusters = clusters
@@ -80,17 +83,17 @@ export class Counts {
   }
 
   of(cluster: number): number {
-    return this.#chunks.get(Math.floor(cluster / CHUNK))?.counts[cluster % CHUNK] ?? 0
+    return this.#find(Math.floor(cluster / CHUNK))?.counts[cluster % CHUNK] ?? 0
   }
 
   useOf(cluster: number): Use {
-    return ((this.#chunks.get(Math.floor(cluster / CHUNK))?.uses[cluster % CHUNK] ?? Use.NONE) & ~SEEN) as Use
+    return ((this.#find(Math.floor(cluster / CHUNK))?.uses[cluster % CHUNK] ?? Use.NONE) & ~SEEN) as Use
   }
 
   /** True where none of the clusters from `first` to before `end` has a reference. Whole chunks are answered at once. */
   noneIn(first: number, end: number): boolean {
     for (let cluster = first; cluster < end; ) {
-      const chunk = this.#chunks.get(Math.floor(cluster / CHUNK))
+      const chunk = this.#find(Math.floor(cluster / CHUNK))
       const stop = Math.min(end, (Math.floor(cluster / CHUNK) + 1) * CHUNK)
       if (chunk && chunk.used > 0) for (let i = cluster; i < stop; i++) if (chunk.counts[i % CHUNK] !== 0) return false
       cluster = stop
@@ -98,13 +101,22 @@ export class Counts {
     return true
   }
 
+  #find(index: number): Chunk | undefined {
+    if (index !== this.#index) {
+      this.#index = index
+      this.#chunk = this.#chunks.get(index)
+    }
+    return this.#chunk
+  }
+
   #chunkOf(cluster: number): Chunk {
     const index = Math.floor(cluster / CHUNK)
-    let chunk = this.#chunks.get(index)
+    let chunk = this.#find(index)
     if (!chunk) {
       this.#take(2 * CHUNK)
       chunk = { counts: new Uint8Array(CHUNK), uses: new Uint8Array(CHUNK), used: 0 }
       this.#chunks.set(index, chunk)
+      this.#chunk = chunk
     }
     return chunk
   }

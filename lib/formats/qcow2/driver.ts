@@ -41,6 +41,7 @@ const CHANGE_SECTORS = 8 + 1 + 8 + 1 + 2 * 32
 export class Qcow2Driver implements Driver {
   readonly size: number
   readonly blockSize: number
+  readonly releaseSize: number | undefined
   readonly locked = true
   readonly cipher: SectorCipher | undefined
   readonly changeSectors: number
@@ -59,6 +60,7 @@ export class Qcow2Driver implements Driver {
   constructor(layout: Qcow2Layout, context: LayerContext) {
     this.size = layout.size
     this.blockSize = layout.clusterSize
+    this.releaseSize = layout.extendedL2 && !layout.dataFile ? layout.subclusterSize : undefined
     this.#layout = layout
     this.cipher = layout.encryption && dataCipher(layout.encryption, context.files[0]!.storage.path)
     this.#context = context

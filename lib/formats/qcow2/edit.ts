@@ -39,8 +39,11 @@ export class Edit {
   #end: number
   #cursor = 1
 
-  /** @throws CORRUPT where the image has faults, besides leaked clusters */
-  constructor(storage: Storage) {
+  /**
+   * @param without the id of a snapshot that is not looked at: what it refers to is leaked
+   * @throws CORRUPT where the image has faults, besides leaked clusters
+   */
+  constructor(storage: Storage, without?: string) {
     this.#storage = storage
     const { path } = storage
     const fail = (fault: Pick<Fault, 'message'>): never => {
@@ -50,7 +53,7 @@ export class Edit {
     }
     this.structure = readStructure(storage)
     this.#clusterSize = this.structure.shape.clusterSize
-    this.#roots = rootsOf(storage, this.structure, fail)
+    this.#roots = rootsOf(storage, leavingOut(this.structure, without), fail)
     this.#before = walk(storage, this.structure.shape, this.#roots, fail).counts
     this.#recount = new Recount(storage, this.structure.place, fail)
     this.#recount.mark(this.#before, fail)
@@ -203,3 +206,9 @@ export class Edit {
 }
 
 const STEP = 4096
+
+function leavingOut(structure: Structure, id: string | undefined): Structure {
+  if (id === undefined) return structure
+  const { snapshots, length } = structure.snapshots
+  return { ...structure, snapshots: { snapshots: snapshots.filter((snapshot) => snapshot.id !== id), length } }
+}

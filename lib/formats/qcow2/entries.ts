@@ -52,3 +52,20 @@ export const lowOf = (offset: number): number => offset % WORD
 export function compressedHigh(offset: number, sectors: number, clusterBits: number): number {
   return (COMPRESSED | (sectors << (COMPRESSED_BITS - clusterBits - 32)) | highOf(offset)) >>> 0
 }
+
+/** All of the 32 subclusters. */
+export const ALL_SUBCLUSTERS = 0xffffffff
+
+/** A bit for each of the subclusters `from` to below `to`. */
+export function subclusterMask(from: number, to: number): number {
+  if (to <= from) return 0
+  return ((ALL_SUBCLUSTERS << from) & (ALL_SUBCLUSTERS >>> (32 - to))) >>> 0
+}
+
+/** How many bits are set from bit `from` on, without a gap. */
+export function onesFrom(bits: number, from: number): number {
+  // The lowest bit that is clear, counted from `from`; what is shifted in counts as set, and is cut off.
+  const clear = ~(bits >> from)
+  const run = clear === 0 ? 32 : 31 - Math.clz32(clear & -clear)
+  return Math.min(run, 32 - from)
+}

@@ -3,11 +3,18 @@
 import type { Storage } from '../../storage/storage.js'
 import { FIELD, type Header } from './header.js'
 
-/** Number and place of the snapshots. */
-export function writeSnapshotFields(storage: Storage, { nbSnapshots, snapshotsOffset }: Header): void {
+type SnapshotFields = Pick<Header, 'nbSnapshots' | 'snapshotsOffset'>
+
+/** Number and place of the snapshots, as they lie from `FIELD.nbSnapshots` on. */
+export function snapshotFields({ nbSnapshots, snapshotsOffset }: SnapshotFields): Uint8Array {
   const bytes = Buffer.alloc(12)
   bytes.writeUInt32BE(nbSnapshots, 0)
   bytes.writeBigUInt64BE(BigInt(snapshotsOffset), 4)
+  return bytes
+}
+
+export function writeSnapshotFields(storage: Storage, values: SnapshotFields): void {
+  const bytes = snapshotFields(values)
   storage.write(bytes, 0, bytes.length, FIELD.nbSnapshots)
 }
 

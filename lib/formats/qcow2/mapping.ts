@@ -1,7 +1,7 @@
 /** What guest bytes are: the entries of the L2 tables, put together into extents. */
 
 import { type Extent, Kind, type LayerContext } from '../driver.js'
-import { compressedLength, compressedOffset, hostOffset, isCompressed, isCopied, ZERO } from './entries.js'
+import { compressedLength, compressedOffset, hostOffset, isCompressed, isCopied, onesFrom, ZERO } from './entries.js'
 import type { Guard } from './guard.js'
 import { type Qcow2Layout, State, SUBCLUSTERS } from './layout.js'
 import type { Tables } from './tables.js'
@@ -151,12 +151,4 @@ export class Mapping {
       this.#tables.table,
     )
   }
-}
-
-/** How many bits are set from bit `from` on, without a gap. */
-function onesFrom(bits: number, from: number): number {
-  // The lowest bit that is clear, counted from `from`; what is shifted in counts as set, and is cut off.
-  const clear = ~(bits >> from)
-  const run = clear === 0 ? SUBCLUSTERS : 31 - Math.clz32(clear & -clear)
-  return Math.min(run, SUBCLUSTERS - from)
 }

@@ -62,34 +62,47 @@ const padded = (length: number) => Math.ceil(length / 8) * 8
 
 /** @throws CORRUPT where it is not in the file, or goes on for too long */
 export function readSnapshots(storage: Storage, header: Header): SnapshotTable {
+  const { table, error } = readWhatIsThere(storage, header)
+  if (error) throw error
+  return table
+}
+
+/** The entries up to the first that cannot be, and what is wrong with that. */
+export function readWhatIsThere(storage: Storage, header: Header): { table: SnapshotTable; error?: VdiskError } {
   const { nbSnapshots, snapshotsOffset, clusterBits } = header
   const { path } = storage
-  if (nbSnapshots === 0) return { snapshots: [], length: 0 }
   const fail = (text: string) => new VdiskError('CORRUPT', text, { path, offset: snapshotsOffset })
-  const wrong = snapshotsOffset === 0 || snapshotsOffset % 2 ** clusterBits !== 0
-  if (wrong || nbSnapshots > MAX_SNAPSHOTS)
-    throw fail(
-      `the table of ${nbSnapshots} snapshots is said to be at byte ${snapshotsOffset}: expected at most ${MAX_SNAPSHOTS}, at a cluster`,
-    )
-  const end = Math.min(storage.size(), snapshotsOffset + MAX_TABLE)
   const snapshots: Snapshot[] = []
   let at = snapshotsOffset
+  const upTo = (error: VdiskError) => ({ table: { snapshots, length: at - snapshotsOffset }, error })
+  const wrong = snapshotsOffset === 0 || snapshotsOffset % 2 ** clusterBits !== 0
+  if (nbSnapshots > 0 && wrong)
+    return upTo(fail(`the snapshot table is said to be at byte ${snapshotsOffset}: expected a cluster`))
+  const end = Math.min(storage.size(), snapshotsOffset + MAX_TABLE)
   for (let i = 0; i < nbSnapshots; i++) {
-    const fixed = new Uint8Array(ENTRY_SIZE)
-    if (at + ENTRY_SIZE > end) throw fail(`the snapshot table ends behind ${i} of ${nbSnapshots} entries`)
-    storage.read(fixed, 0, ENTRY_SIZE, at)
-    const { extraSize, idSize, nameSize } = ENTRY.read(fixed, 0, { path, offset: at })
-    const length = ENTRY_SIZE + extraSize + idSize + nameSize
-    if (extraSize > MAX_EXTRA || at + length > end)
-      throw fail(
-        `entry ${i} of the snapshot table has ${length} bytes, ${extraSize} of them extra: expected at most ${MAX_EXTRA}`,
-      )
-    const raw = new Uint8Array(padded(length))
-    storage.read(raw, 0, length, at)
-    snapshots.push(decode(raw, path, at))
-    at += padded(length)
+    if (i === MAX_SNAPSHOTS) return upTo(fail(`it is said to have ${nbSnapshots} snapshots: expected ${i} at most`))
+    const entry = readEntry(storage, at, end)
+    if ('error' in entry) return upTo(fail(`entry ${i} of the snapshot table ${entry.error}`))
+    snapshots.push(entry.snapshot)
+    at += entry.snapshot.raw.length
   }
-  return { snapshots, length: at - snapshotsOffset }
+  return { table: { snapshots, length: at - snapshotsOffset } }
+}
+
+function readEntry(storage: Storage, at: number, end: number): { snapshot: Snapshot } | { error: string } {
+  const fixed = new Uint8Array(ENTRY_SIZE)
+  if (at + ENTRY_SIZE > end) return { error: 'is not in the file' }
+  storage.read(fixed, 0, ENTRY_SIZE, at)
+  if (wordAt(fixed, 0) > Number.MAX_SAFE_INTEGER) return { error: 'says that its L1 table is beyond 2^53' }
+  const { extraSize, idSize, nameSize } = ENTRY.read(fixed)
+  const length = ENTRY_SIZE + extraSize + idSize + nameSize
+  // Else zeros would be snapshots.
+  if (idSize === 0) return { error: 'has no id' }
+  if (extraSize > MAX_EXTRA || at + length > end)
+    return { error: `has ${length} bytes, ${extraSize} of them extra: expected ${MAX_EXTRA} at most` }
+  const raw = new Uint8Array(padded(length))
+  storage.read(raw, 0, length, at)
+  return { snapshot: decode(raw, storage.path, at) }
 }
 
 function decode(raw: Uint8Array, path: string, offset: number): Snapshot {

@@ -4,6 +4,7 @@ import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { SnapshotFacts } from '../driver.js'
 import { aroundChange } from './bitmap-tools.js'
+import { checkImage } from './check.js'
 import { Edit } from './edit.js'
 import { COPIED } from './entries.js'
 import { type Header, MAX_SNAPSHOTS, readHeader } from './header.js'
@@ -125,14 +126,27 @@ function apply(storage: Storage, found: Snapshot): void {
   edit.commit({ ...structure, header, shape: shapeOf(header) }, () => writeDiskFields(storage, header))
 }
 
-/** @param wanted its id, or its name. @throws NOT_FOUND, CORRUPT */
+/**
+ * One that is damaged, in an image that is sound otherwise, is deleted too.
+ * @param wanted its id, or its name
+ * @throws NOT_FOUND, CORRUPT
+ */
 export function deleteSnapshot(storage: Storage, wanted: string): void {
-  const edit = new Edit(storage)
+  const found = findSnapshot(readSnapshots(storage, readHeader(storage)).snapshots, wanted, storage.path)
+  try {
+    remove(storage, found, new Edit(storage))
+  } catch (error) {
+    if (!(error instanceof VdiskError) || error.code !== 'CORRUPT') throw error
+    remove(storage, found, new Edit(storage, found.id))
+    checkImage(storage, { repair: 'leaks', found: () => {} })
+  }
+}
+
+function remove(storage: Storage, found: Snapshot, edit: Edit): void {
   const { snapshots } = edit.structure.snapshots
-  const found = findSnapshot(snapshots, wanted, storage.path)
   const next = withSnapshots(
     edit,
-    snapshots.filter((snapshot) => snapshot !== found),
+    snapshots.filter(({ id }) => id !== found.id),
   )
   edit.commit(next, () => writeSnapshotFields(storage, next.header))
 }

@@ -5,11 +5,12 @@ import { VdiskError } from '../../util/errors.js'
 import { type Directory, readDirectory, TABLE_RESERVED, TableEntry } from './bitmap-directory.js'
 import { hostOffset } from './entries.js'
 import { cryptExtension } from './extensions.js'
-import { type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
+import { Autoclear, FIELD, type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
+import { snapshotFields } from './header-fields.js'
 import { eachEntry, entryBytes, hexOf } from './pieces.js'
 import type { RefcountPlace } from './recount.js'
-import { readSnapshots, type Snapshot, type SnapshotTable } from './snapshot-table.js'
-import type { L1Table, OnFault, Range, Roots, Shape } from './walk.js'
+import { readSnapshots, readWhatIsThere, type Snapshot, type SnapshotTable } from './snapshot-table.js'
+import type { Fault, L1Table, OnFault, Range, Roots, Shape } from './walk.js'
 
 export interface Structure {
   readonly header: Header
@@ -46,23 +47,46 @@ export function placeOf(header: Header): RefcountPlace {
  */
 export function readStructure(storage: Storage, fault?: OnFault): Structure {
   const header = readHeader(storage)
-  const attempt = <T>(what: string, read: () => T, empty: T): T => {
-    try {
-      return read()
-    } catch (error) {
-      if (!fault || !(error instanceof VdiskError) || error.code !== 'CORRUPT') throw error
-      const message = error.message.replace(`${storage.path}: `, '')
-      fault({ severity: 'corruption', what, message, offset: error.offset ?? 0, loses: true })
-      return empty
-    }
-  }
   return {
     header,
     shape: shapeOf(header),
     place: placeOf(header),
-    snapshots: attempt('snapshot-table', () => readSnapshots(storage, header), { snapshots: [], length: 0 }),
-    directory: attempt('bitmap-directory', () => readDirectory(storage, header), { offset: 0, length: 0, bitmaps: [] }),
+    snapshots: fault ? soundSnapshots(storage, header, fault) : readSnapshots(storage, header),
+    directory: fault ? soundDirectory(storage, header, fault) : readDirectory(storage, header),
   }
+}
+
+/** What is said behind the file's name. */
+const textOf = (error: VdiskError, { path }: Storage) => error.message.replace(`${path}: `, '')
+
+/** The snapshots before the first that cannot be: so many there are when it is mended. */
+function soundSnapshots(storage: Storage, header: Header, fault: OnFault): SnapshotTable {
+  const { table, error } = readWhatIsThere(storage, header)
+  if (!error) return table
+  const { length } = table.snapshots
+  const replace = snapshotFields({ nbSnapshots: length, snapshotsOffset: length === 0 ? 0 : header.snapshotsOffset })
+  const message = `${textOf(error, storage)}; ${length} snapshots can be read`
+  fault({ severity: 'corruption', what: 'snapshot-table', message, offset: FIELD.nbSnapshots, replace, loses: true })
+  return table
+}
+
+/** Bitmaps that cannot be read are given up: they only save time. */
+function soundDirectory(storage: Storage, header: Header, fault: OnFault): Directory {
+  try {
+    return readDirectory(storage, header)
+  } catch (error) {
+    if (!(error instanceof VdiskError) || error.code !== 'CORRUPT') throw error
+    fault(givingUp(header, 'bitmap-directory', textOf(error, storage)))
+    return { offset: 0, length: 0, bitmaps: [] }
+  }
+}
+
+/** A fault of the bitmaps that is mended by having none. */
+function givingUp({ autoclear }: Header, what: string, message: string): Fault {
+  const bits = autoclear.filter((bit) => bit !== Autoclear.BITMAPS)
+  const replace = Buffer.alloc(8)
+  replace.writeBigUInt64BE(bits.reduce((sum, bit) => sum | (1n << BigInt(bit)), 0n))
+  return { severity: 'corruption', what, message, offset: FIELD.autoclear, replace, loses: true }
 }
 
 /** The L1 table of a snapshot as messages call it. */
@@ -99,10 +123,11 @@ function* rangesOf(
   const crypt = cryptExtension(header.extensions, storage.path)
   if (crypt) yield { name: 'the encryption header', ...crypt }
   if (directory.length > 0) yield { name: 'the bitmap directory', offset: directory.offset, length: directory.length }
-  yield* bitmapRanges(storage, shape, directory, fault)
+  yield* bitmapRanges(storage, header, directory, fault)
 }
 
-function* bitmapRanges(storage: Storage, shape: Shape, directory: Directory, fault: OnFault): Generator<Range> {
+function* bitmapRanges(storage: Storage, header: Header, directory: Directory, fault: OnFault): Generator<Range> {
+  const shape = shapeOf(header)
   const { clusterSize } = shape
   const end = Math.ceil(storage.size() / clusterSize) * clusterSize
   let bytes = 0
@@ -113,7 +138,7 @@ function* bitmapRanges(storage: Storage, shape: Shape, directory: Directory, fau
     const misplaced = tableOffset === 0 || tableOffset % clusterSize !== 0 || tableOffset + length > end
     if (length > 0 && (misplaced || bytes > end)) {
       const message = `${shown} of ${tableSize} entries is said to be at byte ${tableOffset}`
-      fault({ severity: 'corruption', what: 'bitmap-table', message, offset: directory.offset, loses: true })
+      fault(givingUp(header, 'bitmap-table', message))
       continue
     }
     if (length > 0) yield { name: shown, offset: tableOffset, length }

@@ -215,7 +215,7 @@ class Walker {
       for (let i = 0; i < bytes.length; i += size) {
         const high = bytes.readUInt32BE(i)
         const low = bytes.readUInt32BE(i + 4)
-        const subclusters = size === 16 ? { zero: bytes.readUInt32BE(i + 8), data: bytes.readUInt32BE(i + 12) } : NONE
+        const subclusters = size > 8 ? { zero: bytes.readUInt32BE(i + 8), data: bytes.readUInt32BE(i + 12) } : NONE
         if (high === 0 && low === 0 && subclusters.data === 0) continue
         const guest = firstGuest + ((at + i - table) / size) * clusterSize
         entries.visit(at + i, guest, high, low, subclusters)
@@ -291,13 +291,15 @@ class EntryWalk {
     const zeroFlag = !extendedL2 && version >= 3
     const reserved = L2_RESERVED.lo | (zeroFlag ? 0 : ZERO)
     const offset = hostOffset(high, low)
-    const sound = entryBytes(high & ~L2_RESERVED.hi, low & ~reserved)
+    const sound = () => entryBytes(high & ~L2_RESERVED.hi, low & ~reserved)
     if ((high & L2_RESERVED.hi) !== 0 || (low & reserved) !== 0)
-      this.#report('l2-reserved', `has reserved bits in its entry (${hexOf(high, low)})`, at, guest, { replace: sound })
+      this.#report('l2-reserved', `has reserved bits in its entry (${hexOf(high, low)})`, at, guest, {
+        replace: sound(),
+      })
     const { zero, data } = subclusters
     if ((zero & data) !== 0)
       this.#report('subclusters', 'has subclusters that are data and zeros at once', at, guest, {
-        replace: Buffer.concat([sound, entryBytes(zero & ~data, data)]),
+        replace: Buffer.concat([sound(), entryBytes(zero & ~data, data)]),
       })
     if (this.#shape.dataFile) this.#external(at, guest, high, low)
     else if (offset !== 0) this.#host(at, guest, high, low, zeroFlag && (low & ZERO) !== 0)

@@ -2,12 +2,21 @@
 
 import type { Allocation, LayerContext } from '../driver.js'
 import type { Clusters } from './clusters.js'
-import { COPIED, highOf, hostOffset, isCompressed, isCopied, lowOf, ZERO } from './entries.js'
+import {
+  ALL_SUBCLUSTERS,
+  COPIED,
+  highOf,
+  hostOffset,
+  isCompressed,
+  isCopied,
+  lowOf,
+  subclusterMask,
+  ZERO,
+} from './entries.js'
 import type { Growth } from './growth.js'
 import { type Qcow2Layout, State, SUBCLUSTERS } from './layout.js'
 import type { Tables } from './tables.js'
 
-const ALL = 0xffffffff
 /** Clusters of which one allocation replaces others: each frees parts of two at most. */
 const MAX_REPLACED = 8
 
@@ -91,7 +100,7 @@ export class Writing {
       if (!isCopied(hi) || host % clusterSize !== 0 || host >= this.#context.state[State.LIMIT]!) return Way.REPLACE
       this.#host = host
     }
-    if (extendedL2) return tables.allocated === ALL ? Way.WRITABLE : Way.KEEP
+    if (extendedL2) return tables.allocated === ALL_SUBCLUSTERS ? Way.WRITABLE : Way.KEEP
     const data = dataFile ? isCopied(hi) : true
     return data && !this.#isZero(lo) ? Way.WRITABLE : Way.KEEP
   }
@@ -186,7 +195,7 @@ export class Writing {
       const base = cluster * clusterSize
       const from = Math.max(0, Math.floor((a.guest - base) / subclusterSize))
       const to = Math.min(SUBCLUSTERS, Math.ceil((a.guest + a.length - base) / subclusterSize))
-      const bits = maskOf(from, to)
+      const bits = subclusterMask(from, to)
       if (way !== Way.REPLACE) {
         zeros = (tables.zeros & ~bits) >>> 0
         allocated = tables.allocated
@@ -201,10 +210,4 @@ export class Writing {
   abandon(a: Allocation): void {
     if (a.fresh) this.#clusters.free(a.space, a.spaceLength)
   }
-}
-
-/** Bits `from` to below `to`. */
-function maskOf(from: number, to: number): number {
-  if (to <= from) return 0
-  return ((ALL << from) & (ALL >>> (SUBCLUSTERS - to))) >>> 0
 }

@@ -1,13 +1,11 @@
 /** Making parts of the disk zeros by their L2 entries alone, which frees what they took. */
 
 import { type Clusters, STEP } from './clusters.js'
-import { hostOffset, isCompressed, isCopied, ZERO } from './entries.js'
+import { ALL_SUBCLUSTERS, hostOffset, isCompressed, isCopied, onesFrom, subclusterMask, ZERO } from './entries.js'
 import type { Growth } from './growth.js'
 import type { Qcow2Layout } from './layout.js'
 import type { Refcounts } from './refcounts.js'
 import type { Tables } from './tables.js'
-
-const ALL = 0xffffffff
 
 export class Zeroing {
   readonly #layout: Qcow2Layout
@@ -26,13 +24,16 @@ export class Zeroing {
 
   /** As `Driver.release`. */
   release(offset: number, length: number, belowZero: boolean): number {
-    const { clusterSize, dataFile, backing, zeroClusters, size } = this.#layout
+    const { clusterSize, dataFile, backing, zeroClusters, size, extendedL2 } = this.#layout
     const tables = this.#tables
-    const first = offset / clusterSize
+    const first = Math.floor(offset / clusterSize)
     const end = offset + length
     const whole = end >= size ? Math.ceil(size / clusterSize) : Math.floor(end / clusterSize)
     // The data file by itself is the disk: zeros must be in it.
-    if (whole <= first || dataFile?.raw) return 0
+    if (dataFile?.raw) return 0
+    if (extendedL2 && (whole <= first || offset % clusterSize !== 0))
+      return this.#releaseSubclusters(offset, length, belowZero || !backing)
+    if (whole <= first) return 0
     const nothingIsZero = belowZero || !backing
     tables.select(first)
     if (tables.table === 0 && nothingIsZero)
@@ -53,6 +54,44 @@ export class Zeroing {
     return Math.min(done * clusterSize, size) - offset
   }
 
+  /**
+   * As `release`, for a part of one cluster. What has its own place stays there, and is zeroed there.
+   * @returns the bytes that read as zeros now
+   */
+  #releaseSubclusters(offset: number, length: number, nothingIsZero: boolean): number {
+    const { clusterSize, subclusterSize, size } = this.#layout
+    const tables = this.#tables
+    const cluster = Math.floor(offset / clusterSize)
+    const base = cluster * clusterSize
+    const from = (offset - base) / subclusterSize
+    const end = Math.min(offset + length, base + clusterSize)
+    const to = Math[end === size ? 'ceil' : 'floor']((end - base) / subclusterSize)
+    const done = (subclusters: number) => Math.min(base + subclusters * subclusterSize, size) - offset
+    tables.select(cluster)
+    if (tables.table === 0 && nothingIsZero) return done(to)
+    if (tables.table === 0) {
+      this.#growth.want(cluster)
+      return -1
+    }
+    tables.look(cluster)
+    const { hi, lo, zeros, allocated } = tables
+    if (isCompressed(hi)) return 0
+    const nothing = nothingIsZero ? ~allocated : zeros
+    if (((nothing >>> from) & 1) !== 0) return done(Math.min(to, from + onesFrom(nothing, from)))
+    if (!tables.copied) {
+      this.#growth.want(cluster)
+      return -1
+    }
+    const own = isCopied(hi)
+    const possible = own ? ~allocated : ALL_SUBCLUSTERS
+    if (((possible >>> from) & 1) === 0) return 0
+    const until = Math.min(to, from + onesFrom(possible, from))
+    const bits = subclusterMask(from, until)
+    tables.touch(cluster, 1)
+    tables.set(cluster, hi, lo, (nothingIsZero ? zeros & ~bits : zeros | bits) >>> 0, (allocated & ~bits) >>> 0)
+    return done(until)
+  }
+
   /** The first cluster that takes up space, or does not read as zeros. */
   #zerosUntil(first: number, stop: number, nothingIsZero: boolean): number {
     const { extendedL2, dataFile } = this.#layout
@@ -62,7 +101,7 @@ export class Zeroing {
       const { hi, lo, zeros, allocated } = tables
       if (isCompressed(hi) || hostOffset(hi, lo) !== 0 || (dataFile && isCopied(hi))) return cluster
       if (nothingIsZero) continue
-      if (extendedL2 ? allocated !== 0 || zeros !== ALL : !this.#isZero(lo)) return cluster
+      if (extendedL2 ? allocated !== 0 || zeros !== ALL_SUBCLUSTERS : !this.#isZero(lo)) return cluster
     }
     return stop
   }
@@ -100,7 +139,7 @@ export class Zeroing {
     const decrements = this.#clusters.planDecrements()
     const clearing = this.#clusters.planClearing()
     tables.touch(first, end - first)
-    const zeros = !nothingIsZero && extendedL2 ? ALL : 0
+    const zeros = !nothingIsZero && extendedL2 ? ALL_SUBCLUSTERS : 0
     const lo = !nothingIsZero && !extendedL2 ? ZERO : 0
     for (let cluster = first; cluster < end; cluster++) tables.set(cluster, 0, lo, zeros, 0)
     for (const [hi, low] of shared) this.#clusters.unref(hi, low)

@@ -289,6 +289,12 @@ t.test('65,536 snapshots of a table that lies in a hole', async (t) => {
   bytes.writeBigUInt64BE(BigInt(MiB), 64)
   storage.write(bytes, 0, bytes.length, 0)
   storage.truncate(8 * MiB)
+  t.throws(() => listIn(storage), { code: 'CORRUPT', message: /entry 0 of the snapshot table has no id/ })
+  // As many as there can be, each of the least size: an id, and no L1 table.
+  const entry = Buffer.alloc(48)
+  entry.writeUInt16BE(1, 12)
+  entry.write('x', 40)
+  storage.write(Buffer.alloc(65536 * 48, entry), 0, 65536 * 48, MiB)
   t.equal(listIn(storage).length, 65536)
   t.throws(() => createIn(storage, 'more'), { code: /NO_SPACE|CORRUPT/ })
 })

@@ -327,3 +327,31 @@ t.test('what refers to tables is never freed with them', async (t) => {
       )
     }
 })
+
+t.test('zeros of subclusters are bits, over a backing file too', async (t) => {
+  const folder = temporaryFolder(t)
+  const base = qemuCreate(folder, 'base.qcow2', 4 * MiB)
+  qemuIo(base, 'write -P 5 0 4M')
+  const path = qemuCreate(folder, 'top.qcow2', 4 * MiB, 'extended_l2=on,cluster_size=128k', ['-b', base, '-F', 'qcow2'])
+  qemuIo(path, 'write -P 6 256k 64k')
+  must('qemu-img', ['snapshot', '-c', 's', path])
+  const before = asQemuReads(path)
+  const model = Buffer.from(before)
+  const image = openImage(path)
+  const zero = (offset: number, length: number) => {
+    image.zero(offset, length, false)
+    model.fill(0, offset, offset + length)
+  }
+  zero(8 * KiB, 4 * KiB)
+  zero(120 * KiB, 32 * KiB)
+  zero(260 * KiB, 100 * KiB)
+  zero(4 * MiB - 12 * KiB, 12 * KiB)
+  image.flush()
+  const data = image.map(8 * KiB, 4 * KiB)
+  t.match(data, { zero: true, data: false })
+  image.close()
+  qemuCheck(path)
+  t.ok(asQemuReads(path).equals(model))
+  t.ok(asQemuReads(path, 's').equals(before), 'the snapshot keeps what it had')
+  t.ok(statSync(path).size <= 1.2 * MiB, 'nothing is allocated for zeros')
+})
