@@ -4,6 +4,7 @@
  */
 
 import { constants, deflateRawSync, inflateRawSync } from 'node:zlib'
+import { type Inflate, nativeInflate } from '../../native/deflate.js'
 import { zstd } from './zstd.js'
 import { frameAt } from './zstd-frame.js'
 
@@ -49,7 +50,16 @@ export function decompressCluster(stored: Uint8Array, into: Uint8Array, type: Co
   if (length !== into.length) throw new Error(`it gives ${length} bytes, expected ${into.length}`)
 }
 
+/** The thread's faster way to decompress, where the system has one. */
+let native: { readonly inflate: Inflate | undefined } | undefined
+
 function inflate(stored: Uint8Array, into: Uint8Array): number {
+  native ??= { inflate: nativeInflate() }
+  return native.inflate?.(into, stored) ? into.length : inflateWithZlib(stored, into)
+}
+
+/** @returns how many bytes came out; all that there is room for, or fewer. @throws an Error where more come */
+export function inflateWithZlib(stored: Uint8Array, into: Uint8Array): number {
   const out = inflateRawSync(stored, {
     windowBits: WINDOW_BITS_READ,
     maxOutputLength: into.length,

@@ -1,13 +1,14 @@
 import { randomBytes } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { deflateRawSync } from 'node:zlib'
+import { constants, deflateRawSync } from 'node:zlib'
 import t, { type Test } from 'tap'
 import {
   COMPRESSION_TYPES,
   type CompressionType,
   compressCluster,
   decompressCluster,
+  inflateWithZlib,
 } from '../../../lib/formats/qcow2/codec.js'
 import { CompressedClusters } from '../../../lib/formats/qcow2/compressed.js'
 import { implementations, type Zstd, zstd } from '../../../lib/formats/qcow2/zstd.js'
@@ -127,6 +128,15 @@ t.test('deflate is written with a window of 12 bits, and read with one of 15', a
   const wide = deflateRawSync(content, { windowBits: 15 })
   t.ok(wide.length < stored.length / 2, 'the wide window is of use here')
   t.ok(content.equals(decompressed(wide, 'zlib')))
+  const out = new Uint8Array(CLUSTER)
+  t.equal(inflateWithZlib(wide, out), CLUSTER)
+  t.ok(content.equals(out), 'with and without libdeflate')
+})
+
+t.test('deflate that lacks its end is whole when it has filled the cluster', async (t) => {
+  const content = letters(CLUSTER, 11)
+  const open = deflateRawSync(content, { finishFlush: constants.Z_SYNC_FLUSH })
+  t.ok(Buffer.from(content).equals(decompressed(open, 'zlib')))
 })
 
 t.test('zstd: frames that others write', async (t) => {
