@@ -148,6 +148,21 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./commands/bitmap.js'),
   },
   {
+    name: 'snapshot',
+    summary: 'snapshots inside an image',
+    positionals: [
+      {
+        name: 'ACTION',
+        choices: ['list', 'create', 'apply', 'delete'],
+        help: 'list; create one of the disk as it is; apply: go back to one; delete one',
+      },
+      IMAGE,
+      { name: 'NAME', optional: true, help: 'the snapshot, by its name or id; list needs none' },
+    ],
+    examples: ['snapshot list disk.qcow2', 'snapshot create disk.qcow2 before-update', 'snapshot apply disk.qcow2 1'],
+    load: () => import('./commands/snapshot.js'),
+  },
+  {
     name: 'resize',
     summary: 'give an image another size',
     positionals: [IMAGE, { name: 'SIZE', help: 'the new size, or the change with a sign: +10G, -512M' }],

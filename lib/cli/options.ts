@@ -33,6 +33,7 @@ export type CommandName =
   | 'rebase'
   | 'check'
   | 'bitmap'
+  | 'snapshot'
   | 'resize'
   | 'completion'
 
@@ -48,7 +49,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     short: 'f',
     value: 'FMT',
     help: 'the format of the image, not detected',
-    on: ['info', 'map', 'commit', 'rebase', 'check', 'bitmap', 'resize'],
+    on: ['info', 'map', 'commit', 'rebase', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of SOURCE, not detected', on: ['convert'] },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of FIRST, not detected', on: ['compare'] },
@@ -82,7 +83,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     value: 'DIR',
     repeats: true,
     help: "let the image's parents lie in this folder too, not only in the image's own",
-    on: [...MOUNTING, 'info', 'map', 'convert', 'compare', 'commit', 'rebase', 'check', 'bitmap', 'resize'],
+    on: [...MOUNTING, 'info', 'map', 'convert', 'compare', 'commit', 'rebase', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   { name: 'backing', short: 'b', value: 'FILE', help: 'make the image over this parent', on: ['create'] },
   {
@@ -126,7 +127,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     name: 'progress',
     short: 'p',
     help: 'show how far it is where that is no terminal, too',
-    on: ['convert', 'compare'],
+    on: ['convert', 'compare', 'commit', 'rebase'],
   },
   { name: 'threads', short: 'm', value: 'N', help: 'the threads that copy (a processor each)', on: ['convert'] },
   { name: 'unordered', short: 'W', help: 'write in any order; it is nearly the order of the disk', on: ['convert'] },
@@ -144,6 +145,13 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: MOUNTING },
   { name: 'umask', value: 'OCT', help: 'permission bits that the files do not have (077)', on: MOUNTING },
   { name: 'snapshot', value: 'NAME|ID', help: 'show a snapshot inside the image, read-only', on: MOUNTING },
+  {
+    name: 'overlay',
+    value: 'FILE',
+    help: 'write to this QCOW2 overlay, made where it is missing, and leave the image alone',
+    on: MOUNTING,
+  },
+  { name: 'temporary', help: 'write to a file that is gone at the end, and leave the image alone', on: MOUNTING },
   { name: 'snapshot', short: 'l', value: 'NAME|ID', help: 'read a snapshot inside SOURCE', on: ['convert'] },
   { name: 'partitions', help: 'show each partition as a file, MOUNTPOINT/partitions/N.raw', on: ['mount'] },
   { name: 'repair', value: 'leaks|all', help: 'mend leaked space, or all that can be mended', on: ['check'] },
@@ -160,12 +168,12 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'print nothing',
     on: ['create', 'convert', 'compare', 'commit', 'rebase', 'check', 'resize'],
   },
-  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap'] },
+  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap', 'snapshot'] },
   {
     name: 'output',
     value: 'human|json',
     help: "the same, in qemu-img's words",
-    on: ['info', 'map', 'check', 'bitmap'],
+    on: ['info', 'map', 'check', 'bitmap', 'snapshot'],
   },
   {
     name: 'help',
@@ -186,6 +194,7 @@ export const OPTIONS: readonly OptionSpec[] = [
       'rebase',
       'check',
       'bitmap',
+      'snapshot',
       'resize',
       'completion',
     ],

@@ -416,9 +416,46 @@ export interface LogListing {
   readonly entries: readonly LogListingEntry[]
 }
 
+/** A snapshot in an image. */
+export interface SnapshotFacts {
+  readonly id: string
+  readonly name: string
+  /** Bytes of the state of a running machine that are kept with it. */
+  readonly vmStateSize: number
+  /** When it was made: seconds since 1970, and nanoseconds. */
+  readonly dateSeconds: number
+  readonly dateNanoseconds: number
+  /** How long the machine had been running. */
+  readonly clockSeconds: number
+  readonly clockNanoseconds: number
+  /** Bytes of the disk then; undefined: unknown. */
+  readonly diskSize: number | undefined
+  /** Instructions that a recorded machine had executed. */
+  readonly icount: number | undefined
+}
+
+/** What can be done with the snapshots of an image that nobody else has open. `files` as in `LayerContext`. */
+export interface SnapshotTools<Layout> {
+  list(layout: Layout, files: readonly Storage[]): SnapshotFacts[]
+  /** Keeps the disk as it is now. @returns the new snapshot's id. @throws EXISTS, USAGE, NO_SPACE, UNSUPPORTED */
+  create(layout: Layout, files: readonly Storage[], name: string): string
+  /** Makes the disk what it was then, in size too. @param wanted an id or a name. @throws NOT_FOUND */
+  apply(layout: Layout, files: readonly Storage[], wanted: string): void
+  /** @param wanted an id or a name. @throws NOT_FOUND */
+  delete(layout: Layout, files: readonly Storage[], wanted: string): void
+}
+
 /** Facts of one image for `info`: the names are qemu-img's where it has them. */
 export type Facts = {
   readonly [name: string]: string | number | boolean | null | readonly string[] | readonly Facts[] | Facts
+}
+
+/** What the engine does for `Format.resize`. */
+export interface ResizeHelp {
+  /** Bytes of the parent's disk; 0: there is no parent. @throws what opening it throws */
+  below(): number
+  /** Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. */
+  zeroLater(range: ByteRange): void
 }
 
 /** A format, as the registry knows it. `Layout` is its own. */
@@ -457,6 +494,7 @@ export interface Format<Layout = unknown> {
    */
   check?(context: CheckContext): CheckTotals
   readonly bitmaps?: BitmapTools<Layout>
+  readonly snapshotTools?: SnapshotTools<Layout>
   /**
    * Lists the log of metadata changes, of images too that `open` refuses. Changes nothing.
    * @throws CORRUPT where it cannot be found, IO
@@ -465,10 +503,9 @@ export interface Format<Layout = unknown> {
   /**
    * Gives an image that nobody else has open another size, in bytes, and makes that durable. What is new reads as zeros;
    * what is behind a smaller end is gone. `files` as in `LayerContext`. The format may round the size up.
-   * @param parentSize bytes of the disk below, where there is one
    * @throws USAGE for a size that the format cannot have
    */
-  resize?(layout: Layout, files: readonly Storage[], size: number, parentSize?: number): void
+  resize?(layout: Layout, files: readonly Storage[], size: number, help: ResizeHelp): void
   /**
    * Names another parent in an image that nobody else has open, and makes that durable; nothing else changes.
    * @throws USAGE for a parent that it cannot have

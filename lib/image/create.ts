@@ -22,6 +22,8 @@ export interface CreateOptions {
   /** Path of the parent, relative to the working folder. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** Folders besides the parent's own from which files that it names may be opened. */
+  readonly backingDirs?: readonly string[]
   /** The passphrase of the new image, where the options say that it is encrypted. */
   readonly secret?: Secret | undefined
   /** False: its name, and what is written to it, need not be durable yet. */
@@ -73,7 +75,8 @@ function sizeOf(storage: Storage, path: string, format: Format): number {
 
 function openBacking(format: Format, request: CreateOptions): Backing {
   if (!format.backing) throw new VdiskError('USAGE', `an image of format ${format.name} cannot have a parent`)
-  return backingAt(resolve(request.backing!), request.backingFormat)
+  const { backingDirs = [] } = request
+  return backingAt(resolve(request.backing!), request.backingFormat, { backingDirs })
 }
 
 /** Looks at a parent, its own parents included, so that no image is ever made over a broken chain. */

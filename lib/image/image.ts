@@ -242,6 +242,7 @@ export class Image {
       done += this.#overwrite(buffer, at + done, length - done, offset + done)
       if (done < length) done += this.#writeNew(buffer, at + done, length - done, offset + done)
     }
+    this.#metadata.written(length)
   }
 
   /** Has the driver record that a range changes, before anything of it does. */

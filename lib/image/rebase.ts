@@ -114,10 +114,12 @@ class BringUp {
   }
 
   run(onProgress: RebaseOptions['onProgress']): void {
-    const { size } = this.#image
+    const { size, layers } = this.#image
+    // Without a parent, what is not there is called zeros.
+    const alone = layers.length === 1
     for (let at = 0; at < size; ) {
       const { length, kind } = this.#image.own(at, size - at)
-      if (kind === 'parent') this.#bringUp(at, length)
+      if (kind === 'parent' || (alone && kind === 'zero')) this.#bringUp(at, length)
       at += length
       onProgress?.(at, size)
     }

@@ -111,6 +111,7 @@ export class Committer {
 
   #run(number: number): void {
     const metadata = this.#metadata
+    metadata.countSync()
     const staged = this.#snapshot()
     if (trace.enabled) trace('commit %d: %d sectors of metadata', number, staged.length)
     let written = false

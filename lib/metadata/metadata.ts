@@ -17,8 +17,16 @@ import { SpaceList } from './space.js'
 
 const trace = makeTrace('metadata')
 
+/** Bytes to sectors. */
+const SECTOR_SHIFT = 9
+
 /** How long a thread sleeps before it looks again whether another has filled the page that it wants. */
 const FILL_NAP_MS = 100
+
+/** Where no more than this is written between commits, the next one is expected soon. Sectors: 64 MiB. */
+const OFTEN = 2 ** 17
+/** Then write-back begins whenever so much was written: 2 to this power sectors, 1 MiB. */
+const EARLY_SHIFT = 11
 
 /** Thrown where metadata is needed that is not cached: the caller lets go of the lock, calls `load`, tries again. */
 export class PageMiss {
@@ -56,6 +64,7 @@ export class Metadata {
   /** This thread's count of what it found in the cache, at index 0. */
   readonly hits: Float64Array
   readonly #views: SharedViews
+  readonly #writable: readonly FileRef[]
   readonly #committer: Committer
   readonly #scratch = new Uint8Array(PAGE)
   #sectorLimit: number
@@ -86,6 +95,7 @@ export class Metadata {
     this.growth = new Mutex(views.control, Control.GROWTH_MUTEX, thread, this.lock)
     this.cache = new PageCache(shape, views)
     this.space = new SpaceList(views, this.lock, files, writable[0] ?? 0)
+    this.#writable = writable.map((file) => files[file]!)
     this.#committer = new Committer(this, views, files, writable, writeOut)
     this.#sectorLimit = views.stagedFile.length
     this.#pageLimit = shape.pages / 2
@@ -279,6 +289,25 @@ export class Metadata {
   /** To be called after every write to a file of the top layer, before anybody is told that it is done. */
   wrote(file: number): void {
     if (Atomics.load(this.#views.unsynced, file) === 0) Atomics.store(this.#views.unsynced, file, 1)
+  }
+
+  /**
+   * To be called after every write of guest data. Where syncs come often, the host is told early to bring the data to its
+   * disk, so that the next sync has less to wait for.
+   */
+  written(bytes: number): void {
+    const c = this.#views.control
+    const before = Atomics.add(c, Control.WRITTEN, bytes >> SECTOR_SHIFT)
+    if (c[Control.SYNCED_OFTEN] === 0) return
+    if (before >> EARLY_SHIFT === (before + (bytes >> SECTOR_SHIFT)) >> EARLY_SHIFT) return
+    for (const { storage } of this.#writable) storage.startWriteBack?.()
+  }
+
+  /** A commit begins. */
+  countSync(): void {
+    const c = this.#views.control
+    const written = Atomics.exchange(c, Control.WRITTEN, 0)
+    c[Control.SYNCED_OFTEN] = written <= OFTEN ? 1 : 0
   }
 
   /** True where something that was written may not be durable yet: also while a commit is under way. */

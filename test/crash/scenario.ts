@@ -9,7 +9,7 @@ import type { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
-import { createInMemory, forQemu, randomBytes, secret, type Variant } from '../model/variants.js'
+import { type Chain, createInMemory, forQemu, randomBytes, secret, type Variant } from '../model/variants.js'
 import { must, run } from '../support/run.js'
 import { History } from './history.js'
 import { WholeSectors } from './sectors.js'
@@ -23,10 +23,13 @@ export interface Recorded {
   readonly parents: readonly MemoryStorage[]
 }
 
-/** Lets an image live for so many operations, and ends it with a close. */
-export function record(variant: Variant, seed: number, operations: number): Recorded {
+/**
+ * Lets an image live for so many operations, and ends it with a close.
+ * @param made an image that holds something already, instead of a new one
+ */
+export function record(variant: Variant, seed: number, operations: number, made?: Chain): Recorded {
   const random = randomFrom(seed)
-  const chain = createInMemory(variant, random)
+  const chain = made ?? createInMemory(variant, random)
   const [top, ...parents] = chain.storages
   const recorder = new Recorder()
   const storages: Storage[] = [new WholeSectors(recorder.record(top!)), ...parents]

@@ -176,6 +176,40 @@ for (const format of FORMATS) {
   })
 }
 
+t.test('a QCOW2 overlay is committed into images of other formats', async (t) => {
+  for (const format of ['vhd', 'raw']) {
+    const folder = temporaryFolder(t)
+    const [base, child] = [join(folder, `base.${format}`), join(folder, 'child.qcow2')]
+    createImage(base, { format, size: SIZE })
+    const image = openImage(base, { format })
+    image.write(new Uint8Array(MiB).fill(1), 0, MiB, 5 * MiB)
+    image.close()
+    createImage(child, { format: 'qcow2', backing: base, backingFormat: format })
+    resizeImage(child, { size: 20 * MiB })
+    change(child, [...CHILD, [19 * MiB, 700, 6]])
+    const before = content(child)
+    commitImage(child)
+    t.ok(same(content(child), before))
+    const raw = join(folder, 'raw')
+    must('qemu-img', ['convert', '-f', QEMU[format] ?? format, '-O', 'raw', base, raw])
+    t.ok(same(readFileSync(raw), before), format)
+  }
+})
+
+t.test('a QCOW2 image of its own gets a parent', async (t) => {
+  const folder = temporaryFolder(t)
+  const [base, alone] = [join(folder, 'base.qcow2'), join(folder, 'alone.qcow2')]
+  for (const path of [base, alone]) createImage(path, { format: 'qcow2', size: SIZE })
+  change(base, BASE)
+  change(alone, CHILD)
+  const before = content(alone)
+  rebaseImage(alone, { backing: base })
+  t.ok(same(content(alone), before), 'it shows what it did')
+  must('qemu-img', ['check', '-q', alone])
+  const info = JSON.parse(must('qemu-img', ['info', '--output=json', alone])) as Record<string, string>
+  t.same([info['backing-filename'], info['backing-filename-format']], ['base.qcow2', 'qcow2'])
+})
+
 t.test('rebase of an image without parents', async (t) => {
   const raw = join(temporaryFolder(t), 'raw')
   writeFileSync(raw, Buffer.alloc(4096, 1))

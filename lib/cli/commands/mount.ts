@@ -6,6 +6,7 @@ import type { MountOptions, RegistryEntry } from '../../mount/registry.js'
 import { type MountRequest, startMount } from '../../mount/start.js'
 import { DEFAULT_TRANSPORT, TRANSPORT_NAMES } from '../../mount/transports.js'
 import { DISK_NAME } from '../../mount/tree.js'
+import { VdiskError } from '../../util/errors.js'
 import { formatSize, parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import { table } from '../help.js'
@@ -53,10 +54,15 @@ export function mountOptions(args: Arguments): MountOptions {
   const given = mountSettings(args)
   const cacheSize = given.value('cache-size')
   const workers = given.value('workers')
+  const overlay = given.value('overlay')
+  if (overlay !== undefined && given.temporary)
+    throw new VdiskError('USAGE', '--overlay and --temporary: what is written goes to one place')
   return {
     // A snapshot is what it is.
     readOnly: given.readOnly || given.value('snapshot') !== undefined,
     snapshot: given.value('snapshot'),
+    overlay: overlay === undefined ? undefined : resolve(overlay),
+    temporary: given.temporary,
     format: given.value('format'),
     transport: choice('transport', given.value('transport') ?? DEFAULT_TRANSPORT, [
       ...TRANSPORT_NAMES,
@@ -93,7 +99,7 @@ export function details(): string {
   return `Mount options (-o), as in fstab:\n${table([
     ['ro, rw', 'read-only or not'],
     ['allow_other', 'as --allow-other'],
-    ['partitions', 'as --partitions'],
+    ['partitions, temporary', 'as --partitions, --temporary'],
     ['NAME=VALUE', `as the options of these names: ${VALUE_OPTIONS.join(', ')}`],
     ['noexec, sync, dirsync', 'as mount(8) has them; exec and async take them back'],
     ['others', `${IGNORED_OPTIONS.join(', ')} and x-… have no effect`],

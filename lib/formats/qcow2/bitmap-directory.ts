@@ -43,6 +43,8 @@ export interface Bitmap {
   readonly granularityBits: number
   /** Kept as it is. */
   readonly extra: Uint8Array
+  /** Byte offset of its entry in the file; 0: it is not there yet. */
+  readonly entryOffset: number
 }
 
 export interface Directory {
@@ -84,7 +86,7 @@ export function readDirectory(storage: Storage, header: Header): Directory {
     const name = Buffer.from(bytes.subarray(extraEnd, extraEnd + fixed.nameSize)).toString('utf8')
     const { tableOffset, tableSize, flags, type, granularityBits } = fixed
     const extra = bytes.slice(at + ENTRY.size, extraEnd)
-    bitmaps.push({ name, tableOffset, tableSize, flags, type, granularityBits, extra })
+    bitmaps.push({ name, tableOffset, tableSize, flags, type, granularityBits, extra, entryOffset: offset + at })
     at += padded(size)
   }
   if (at !== length) throw fail(`the bitmap directory has ${length} bytes, and its entries ${at}`)
@@ -123,4 +125,16 @@ export function bitmapProblem(bitmap: Bitmap, size: number, clusterBits: number)
     return `its table has ${tableSize} entries: expected ${needed}`
   if (extra.length > 0 && (flags & BitmapFlag.EXTRA_DATA_COMPATIBLE) === 0) return 'it has extra data that are unknown'
   return undefined
+}
+
+/** Whether its bits are to be believed, and it may be changed. */
+export function isUsable(bitmap: Bitmap, size: number, clusterBits: number): boolean {
+  return (bitmap.flags & BitmapFlag.IN_USE) === 0 && bitmapProblem(bitmap, size, clusterBits) === undefined
+}
+
+/** Changes the flags of a bitmap where they are. Not durable before a sync. */
+export function writeFlags(storage: Storage, { entryOffset }: Pick<Bitmap, 'entryOffset'>, flags: number): void {
+  const bytes = Buffer.alloc(4)
+  bytes.writeUInt32BE(flags)
+  storage.write(bytes, 0, bytes.length, entryOffset + ENTRY.offsetOf('flags'))
 }

@@ -169,7 +169,7 @@ function newHeader({ path, size: wanted, options, backing }: CreateContext, encr
     extensions: [
       // Its place is known later.
       ...withCryptHeader([], 0, encryption),
-      ...newExtensions(backing, options.data_file as string | undefined, path),
+      ...newExtensions(backing, options.data_file as string | undefined),
     ],
     backingName,
   }
@@ -204,11 +204,18 @@ function checkOptions(options: OptionValues, { version, clusterBits, refcountOrd
 /** What others call a format. */
 const FORMAT_NAMES: Readonly<Record<string, string>> = { vhd: 'vpc' }
 
-function newExtensions(backing: Backing | undefined, dataFile: string | undefined, path: string): Extension[] {
-  const text = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
+const textExtension = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
+
+/** The extension that says what format the backing file has. */
+export function backingFormat({ format }: Backing): Extension {
+  return textExtension(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[format] ?? format)
+}
+
+function newExtensions(backing: Backing | undefined, dataFile: string | undefined): Extension[] {
   return [
-    ...(backing ? [text(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[backing.format] ?? backing.format)] : []),
-    ...(dataFile === undefined ? [] : [text(ExtensionType.DATA_FILE, storedName(resolve(dataFile), path))]),
+    ...(backing ? [backingFormat(backing)] : []),
+    // QEMU looks for a relative one in the folder that it is started in.
+    ...(dataFile === undefined ? [] : [textExtension(ExtensionType.DATA_FILE, resolve(dataFile))]),
   ]
 }
 
@@ -261,7 +268,7 @@ function planImage(header: Header, { preallocated, external, cryptLength }: Part
   const { clusterBits, refcountOrder, l1Size, size } = header
   const clusterSize = 2 ** clusterBits
   const blockEntries = (clusterSize * 8) / 2 ** refcountOrder
-  const l1Clusters = Math.max(1, Math.ceil((l1Size * ENTRY_BYTES) / clusterSize))
+  const l1Clusters = Math.ceil((l1Size * ENTRY_BYTES) / clusterSize)
   const l2Clusters = preallocated ? l1Size : 0
   const dataClusters = preallocated && !external ? Math.ceil(size / clusterSize) : 0
   const cryptClusters = Math.ceil(cryptLength / clusterSize)

@@ -22,12 +22,15 @@ import { COMPRESSION_TYPES } from './codec.js'
 import { CompressedClusters } from './compressed.js'
 import { dataCipher } from './encryption.js'
 import { Growth } from './growth.js'
+import { Guard } from './guard.js'
 import { type Qcow2Layout, State } from './layout.js'
 import { Mapping } from './mapping.js'
 import { Refcounts } from './refcounts.js'
 import { beginSession, endSession } from './session.js'
 import { Order, Tables } from './tables.js'
+import { beginTracking, endTracking, Tracker } from './tracker.js'
 import { Writing } from './writing.js'
+import { Zeroing } from './zeroing.js'
 
 /**
  * A page of L2 entries, an L1 entry, a page of refcounts and an entry of their table for room, and two steps of refcounts
@@ -39,8 +42,10 @@ export class Qcow2Driver implements Driver {
   readonly size: number
   readonly blockSize: number
   readonly locked = true
-  readonly changeSectors = CHANGE_SECTORS
   readonly cipher: SectorCipher | undefined
+  readonly changeSectors: number
+  readonly record: ((offset: number, length: number) => number) | undefined
+  readonly recorded: ((offset: number, length: number) => number) | undefined
   readonly #layout: Qcow2Layout
   readonly #context: LayerContext
   readonly #mapping: Mapping
@@ -48,6 +53,7 @@ export class Qcow2Driver implements Driver {
   readonly #clusters: Clusters
   readonly #growth: Growth
   readonly #writing: Writing
+  readonly #zeroing: Zeroing
   #compressed: CompressedClusters | undefined
 
   constructor(layout: Qcow2Layout, context: LayerContext) {
@@ -56,12 +62,20 @@ export class Qcow2Driver implements Driver {
     this.#layout = layout
     this.cipher = layout.encryption && dataCipher(layout.encryption, context.files[0]!.storage.path)
     this.#context = context
-    const tables = new Tables(layout, context)
-    this.#mapping = new Mapping(layout, context, tables)
+    const guard = new Guard(layout, context)
+    const tables = new Tables(layout, context, guard)
+    this.#mapping = new Mapping(layout, context, tables, guard)
     this.#refcounts = new Refcounts(layout, context)
-    this.#clusters = new Clusters(layout, context, this.#refcounts)
+    this.#clusters = new Clusters(layout, context, this.#refcounts, guard)
     this.#growth = new Growth(layout, context, tables, this.#refcounts, this.#clusters)
-    this.#writing = new Writing(layout, context, tables, this.#refcounts, this.#clusters, this.#growth)
+    this.#writing = new Writing(layout, context, tables, this.#clusters, this.#growth)
+    this.#zeroing = new Zeroing(layout, tables, this.#refcounts, this.#clusters, this.#growth)
+    const tracker = new Tracker(layout, context, () => this.#clusters.take(1))
+    this.changeSectors = Math.max(CHANGE_SECTORS, tracker.changeSectors)
+    if (context.writable && layout.tracked.length > 0) {
+      this.record = (offset, length) => tracker.record(offset, length)
+      this.recorded = (offset, length) => tracker.recorded(offset, length)
+    }
   }
 
   map(offset: number, length: number, out: Extent): void {
@@ -89,15 +103,17 @@ export class Qcow2Driver implements Driver {
   }
 
   release(offset: number, length: number, belowZero: boolean): number {
-    return this.#writing.release(offset, length, belowZero)
+    return this.#zeroing.release(offset, length, belowZero)
   }
 
   beginWriting(): void {
+    beginTracking(this.#layout, this.#context)
     beginSession(this.#session)
   }
 
   finish(): void {
     endSession(this.#session)
+    endTracking(this.#layout, this.#context)
   }
 
   get #session() {

@@ -3,10 +3,11 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { Facts } from '../driver.js'
+import { bitmapsConsistent } from './bitmap-directory.js'
+import { listBitmaps } from './bitmap-tools.js'
 import { ExtensionType, extensionText } from './extensions.js'
 import { Autoclear, COMPRESSION_NAMES, Compatible, Incompatible } from './header.js'
 import type { Qcow2Layout } from './layout.js'
-import { readSnapshots } from './snapshots.js'
 
 export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
   const { header, clusterSize, refcountOrder, compressionType, encryption } = layout
@@ -28,28 +29,18 @@ export function qcow2Facts(layout: Qcow2Layout, storage: Storage): Facts {
       'data-file-raw': autoclear.includes(Autoclear.RAW_DATA_FILE),
     }),
     ...(encryption && { encrypt: encryption.facts }),
-    ...snapshotFacts(layout, storage),
+    ...bitmapFacts(layout, storage),
   }
 }
 
-/** As many as can be read: an image with a damaged table of snapshots is still an image. */
-function snapshotFacts({ header }: Qcow2Layout, storage: Storage): Facts {
-  if (header.nbSnapshots === 0) return {}
-  const snapshots: Facts[] = []
+/** An image with a damaged directory is still an image. */
+function bitmapFacts({ header }: Qcow2Layout, storage: Storage): Facts {
+  if (!bitmapsConsistent(header)) return {}
   try {
-    for (const snapshot of readSnapshots(storage, header))
-      snapshots.push({
-        id: snapshot.id,
-        name: snapshot.name,
-        'vm-state-size': snapshot.vmStateSize,
-        'date-sec': snapshot.dateSeconds,
-        'date-nsec': snapshot.dateNanoseconds,
-        'vm-clock-sec': Math.floor(snapshot.vmClockNanoseconds / 1e9),
-        'vm-clock-nsec': snapshot.vmClockNanoseconds % 1e9,
-      })
-    return { snapshots }
+    const bitmaps = listBitmaps(storage).map(({ name, granularity, flags }) => ({ name, granularity, flags }))
+    return bitmaps.length === 0 ? {} : { bitmaps }
   } catch (error) {
     if (!(error instanceof VdiskError)) throw error
-    return { snapshots, 'snapshots-error': error.message }
+    return { 'bitmaps-error': error.message }
   }
 }

@@ -16,6 +16,17 @@ export interface DataFile {
   readonly raw: boolean
 }
 
+/** A dirty bitmap that is to record every write. */
+export interface TrackedBitmap {
+  /** Of its entry in the directory. */
+  readonly entryOffset: number
+  readonly flags: number
+  readonly tableOffset: number
+  /** Entries. */
+  readonly tableSize: number
+  readonly granularity: number
+}
+
 /** Plain data. Offsets and sizes in bytes. */
 export interface Qcow2Layout {
   /** As it was when the image was opened. */
@@ -44,6 +55,11 @@ export interface Qcow2Layout {
   readonly zeroClusters: boolean
   /** Refcounts may be out of date while the dirty bit is set. */
   readonly lazyRefcounts: boolean
+  /** The directory of bitmaps holds, and keeps holding while the image is written. */
+  readonly bitmapsKept: boolean
+  /** Bitmaps that record writes, and those that should and cannot. */
+  readonly tracked: readonly TrackedBitmap[]
+  readonly dropped: readonly TrackedBitmap[]
   /** The id of the snapshot that is shown. */
   readonly snapshot: string | undefined
 }

@@ -4,12 +4,13 @@
  */
 
 import type { Storage } from '../../storage/storage.js'
+import { MiB } from '../../util/sizes.js'
 import type { Finding, Repair } from '../driver.js'
 import { Incompatible, readFeatures, writeFeatures } from './header.js'
 import type { Fault, Shape } from './walk.js'
 
-/** More clusters are not copied: an image that needs more of that is no image. */
-const MAX_COPIES = 1024
+/** More bytes are not copied: an image that needs more of that is no image. */
+const MAX_COPIED = 64 * MiB
 
 export interface CheckOptions {
   readonly repair: Repair
@@ -95,7 +96,7 @@ export class Mending {
   /** Reports a fault of an entry, and mends it where that is wanted and possible. */
   entry(fault: Fault): void {
     const { severity, what, message, offset, guest, replace, copy, loses } = fault
-    const copied = copy !== undefined && this.#copies < MAX_COPIES
+    const copied = copy !== undefined && this.#copies * this.#shape.clusterSize < MAX_COPIED
     const repairable = replace !== undefined || copied
     const repaired = this.all && repairable
     if (repaired) {

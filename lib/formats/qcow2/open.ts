@@ -22,7 +22,8 @@ import {
   readHeader,
 } from './header.js'
 import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES, firstState, type Qcow2Layout, SUBCLUSTERS } from './layout.js'
-import { findSnapshot, type Snapshot } from './snapshots.js'
+import { findSnapshot, readSnapshots, type Snapshot } from './snapshot-table.js'
+import { trackedBitmaps } from './tracker.js'
 
 const REPAIR = 'vdiskfs check --repair all mends it, and it can be read as it is'
 
@@ -40,12 +41,15 @@ export function openQcow2(context: OpenContext): Opened<Qcow2Layout> {
     context.warn('it is marked corrupt, so that what is read from it may be wrong')
   }
   if (!readOnly) header = repairDirty(context, header)
-  const snapshot = context.snapshot === undefined ? undefined : findSnapshot(storage, header, context.snapshot)
+  const wanted = context.snapshot
+  const snapshot =
+    wanted === undefined ? undefined : findSnapshot(readSnapshots(storage, header).snapshots, wanted, storage.path)
   const parent = parentRequest(header, path)
   const file = openDataFile(context, header)
   const encryption = openEncryption(storage, header, context.secret)
   const backing = parent !== undefined
-  const layout = makeLayout(header, { snapshot, file, backing, encryption, path: storage.path })
+  const made = makeLayout(header, { snapshot, file, backing, encryption, path: storage.path })
+  const layout = readOnly ? made : { ...made, ...trackedBitmaps(storage, header, context.warn) }
   return { layout, size: layout.size, parent, state: firstState(layout, storage.size(), !readOnly) }
 }
 
@@ -133,6 +137,9 @@ export function makeLayout(header: Header, { snapshot, file, backing, encryption
   const entryBytes = extendedL2 ? EXTENDED_ENTRY_BYTES : ENTRY_BYTES
   const size = snapshot?.diskSize ?? header.size
   const l1Size = snapshot?.l1Size ?? header.l1Size
+  const l1TableOffset = snapshot?.l1TableOffset ?? header.l1TableOffset
+  if (l1Size * ENTRY_BYTES > MAX_L1_BYTES || l1TableOffset % clusterSize !== 0)
+    throw new VdiskError('CORRUPT', `the snapshot's L1 table has ${l1Size} entries at byte ${l1TableOffset}`, { path })
   if (l1Size < l1EntriesFor(size, header))
     throw new VdiskError('CORRUPT', `the snapshot's L1 table has ${l1Size} entries, too few for ${size} bytes`, {
       path,
@@ -147,7 +154,7 @@ export function makeLayout(header: Header, { snapshot, file, backing, encryption
     l2Entries: clusterSize / entryBytes,
     blockEntries: (clusterSize * 8) / 2 ** refcountOrder,
     refcountOrder,
-    l1Offset: snapshot?.l1TableOffset ?? header.l1TableOffset,
+    l1Offset: l1TableOffset,
     l1Size,
     compressionType: compressionType(header),
     encryption,
@@ -155,6 +162,9 @@ export function makeLayout(header: Header, { snapshot, file, backing, encryption
     backing,
     zeroClusters: header.version > 2,
     lazyRefcounts: compatible.includes(Compatible.LAZY_REFCOUNTS),
+    bitmapsKept: false,
+    tracked: [],
+    dropped: [],
     snapshot: snapshot?.id,
   }
 }

@@ -36,7 +36,7 @@ export function beginSession({ layout, context, refcounts }: Session): void {
         { path: storage.path, offset: start },
       )
   if (layout.header.version === 2) return
-  const kept = autoclearKept(layout.header, false)
+  const kept = autoclearKept(layout.header, layout.bitmapsKept)
   const cleared = kept.length < layout.header.autoclear.length
   if (cleared) writeFeatures(storage, 'autoclear', kept)
   if (layout.lazyRefcounts) setDirty(context, true)

@@ -3,7 +3,7 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { SnapshotFacts } from '../driver.js'
-import { bitmapsOnApply } from './bitmap-tools.js'
+import { aroundChange } from './bitmap-tools.js'
 import { Edit } from './edit.js'
 import { COPIED } from './entries.js'
 import { type Header, MAX_SNAPSHOTS, readHeader } from './header.js'
@@ -103,17 +103,19 @@ export function l1EntriesOf(header: Header, size: number): number {
  */
 export function applySnapshot(storage: Storage, wanted: string): void {
   const found = findSnapshot(readSnapshots(storage, readHeader(storage)).snapshots, wanted, storage.path)
-  const before = readHeader(storage)
-  const size = found.diskSize ?? before.size
   // Whoever asks for changes since a backup has to be told of these.
-  bitmapsOnApply(storage, size)
+  aroundChange(storage, true, () => apply(storage, found))
+}
+
+function apply(storage: Storage, found: Snapshot): void {
   const edit = new Edit(storage)
   const { structure } = edit
+  const size = found.diskSize ?? structure.header.size
   const l1Size = l1EntriesOf(structure.header, size)
   if (found.l1Size < l1Size)
     throw new VdiskError(
       'CORRUPT',
-      `the L1 table of snapshot '${wanted}' has ${found.l1Size} entries: expected ${l1Size}`,
+      `the L1 table of snapshot '${found.name}' has ${found.l1Size} entries: expected ${l1Size}`,
       {
         path: storage.path,
       },

@@ -28,7 +28,7 @@ export const vhd: Format<VhdLayout> = {
   create: createVhd,
   facts: vhdFacts,
   check: checkVhd,
-  resize: (layout, [storage], size, parentSize) => resizeVhd(layout, storage!, size, parentSize),
+  resize: (layout, [storage], size, help) => resizeVhd(layout, storage!, size, help),
   rebase: (layout, [storage], context) => rebaseVhd(layout, storage!, context),
   empty: (layout, [storage]) => emptyVhd(layout, storage!),
 }

@@ -20,6 +20,7 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
+import type { ResizeHelp } from '../driver.js'
 import { encodeBatmap } from './batmap.js'
 import { encodeHeader } from './dynamic-header.js'
 import { encodeFooter, FOOTER_BYTES, type Footer } from './footer.js'
@@ -32,15 +33,14 @@ const PAGE = 4096
 
 /**
  * @param size bytes; rounded up to what the format, and the program that made the image, can say
- * @param parentSize of a differencing disk: bytes of the disk below
  * @throws USAGE for a size that it cannot have, CORRUPT, IO, NO_SPACE
  */
-export function resizeVhd(layout: VhdLayout, storage: Storage, size: number, parentSize?: number): void {
+export function resizeVhd(layout: VhdLayout, storage: Storage, size: number, help: ResizeHelp): void {
   const next = newFooter(layout, size)
   const bytes = next.currentSize
   if (bytes === layout.size) return
   if (bytes > layout.size) {
-    refuseParent(layout, parentSize)
+    refuseParent(layout, help)
     if (layout.blocks) new Enlargement(layout, storage, next).run()
     else growFixed(layout, storage, next)
   } else shrink(layout, storage, next)
@@ -57,9 +57,10 @@ function newFooter({ footer, path }: VhdLayout, size: number): Footer {
 }
 
 /** A block that is not there shows the parent, and there is no other way to say that it is zeros. */
-function refuseParent({ type, size, path }: VhdLayout, parentSize: number | undefined): void {
-  if (type !== 'differencing' || (parentSize !== undefined && parentSize <= size)) return
-  const text = `it has ${size} bytes, and what is new would show its parent, which has ${parentSize ?? 'an unknown number of'} bytes`
+function refuseParent({ type, size, path }: VhdLayout, help: ResizeHelp): void {
+  const below = type === 'differencing' ? help.below() : 0
+  if (below <= size) return
+  const text = `it has ${size} bytes, and what is new would show its parent, which has ${below} bytes`
   throw new VdiskError('USAGE', text, { path })
 }
 

@@ -88,7 +88,8 @@ async function intoNew(
     const { backing, backingFormat, backingDirs = [], options: given = [] } = options
     const secret = options.targetSecret ?? options.secret
     const { size } = from
-    createImage(file.path, { format, size, options: given, backing, backingFormat, secret, durable: false })
+    const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false }
+    createImage(file.path, made)
     file.made()
     to = openImage(file.path, { format, backingDirs, secret, threads: 1 + workers, syncAtClose: true })
     await runCopy(from, to, { ...settings, blank: true }, workers, options)

@@ -1,0 +1,90 @@
+/** `vdiskfs snapshot list|create|apply|delete IMAGE [NAME]`. */
+
+import type { SnapshotFacts } from '../../formats/driver.js'
+import { snapshotFacts } from '../../image/info.js'
+import {
+  applySnapshot,
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+  type SnapshotOptions,
+} from '../../image/snapshots.js'
+import { VdiskError } from '../../util/errors.js'
+import { formatSize } from '../../util/sizes.js'
+import type { Arguments } from '../arguments.js'
+import type { Io } from '../io.js'
+import { columns, json, wantsJson } from '../output.js'
+
+interface Request {
+  readonly path: string
+  readonly name: string | undefined
+  readonly args: Arguments
+  readonly io: Io
+  readonly options: SnapshotOptions
+}
+
+const ACTIONS: Readonly<Record<string, (request: Request) => void>> = {
+  list,
+  create: (request) => {
+    const id = createSnapshot(request.path, nameOf(request), request.options)
+    request.io.out(`${id}\n`)
+  },
+  apply: (request) => applySnapshot(request.path, nameOf(request), request.options),
+  delete: (request) => deleteSnapshot(request.path, nameOf(request), request.options),
+}
+
+export function run(args: Arguments, io: Io): number {
+  const [action, path, name] = args.positionals as [string, string, string | undefined]
+  const act = ACTIONS[action]
+  if (!act) throw new VdiskError('USAGE', `snapshot ${action}: expected ${Object.keys(ACTIONS).join(', ')}`)
+  const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
+  const options = { format: args.value('format'), backingDirs: args.values('backing-dir'), warn }
+  act({ path, name, args, io, options })
+  return 0
+}
+
+/** The snapshot that is meant. @throws USAGE where none is named */
+function nameOf({ name, args }: Request): string {
+  if (name === undefined)
+    throw new VdiskError('USAGE', `snapshot ${args.positionals[0]}: which snapshot? NAME is missing`)
+  return name
+}
+
+function list({ path, args, io, options }: Request): void {
+  const found = listSnapshots(path, options)
+  if (wantsJson(args)) io.out(json(found.map(facts)))
+  else if (found.length > 0) io.out(columns([HEAD, ...found.map(row)]))
+}
+
+/** The keys of `qemu-img info --output=json`, and the date once more for people. */
+function facts(snapshot: SnapshotFacts): Record<string, unknown> {
+  return {
+    ...snapshotFacts(snapshot),
+    date: dateOf(snapshot).toISOString(),
+    ...(snapshot.diskSize !== undefined && { 'disk-size': snapshot.diskSize }),
+  }
+}
+
+function dateOf({ dateSeconds, dateNanoseconds }: SnapshotFacts): Date {
+  return new Date(dateSeconds * 1000 + Math.floor(dateNanoseconds / 1e6))
+}
+
+const HEAD = ['ID', 'NAME', 'VM STATE', 'DATE (UTC)', 'VM CLOCK', 'DISK']
+
+function row(snapshot: SnapshotFacts): string[] {
+  return [
+    snapshot.id,
+    snapshot.name,
+    formatSize(snapshot.vmStateSize),
+    dateOf(snapshot).toISOString().slice(0, 19).replace('T', ' '),
+    clock(snapshot),
+    snapshot.diskSize === undefined ? '' : formatSize(snapshot.diskSize),
+  ]
+}
+
+/** Hours, minutes, seconds, milliseconds. */
+function clock({ clockSeconds, clockNanoseconds }: SnapshotFacts): string {
+  const two = (value: number) => String(Math.floor(value)).padStart(2, '0')
+  const parts = [clockSeconds / 3600, (clockSeconds / 60) % 60, clockSeconds % 60].map(two)
+  return `${parts.join(':')}.${String(Math.floor(clockNanoseconds / 1e6)).padStart(3, '0')}`
+}
