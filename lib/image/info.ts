@@ -15,6 +15,8 @@ export interface ImageInfo {
   readonly format: string
   /** Bytes on the host. */
   readonly 'actual-size': number
+  /** There where it is true. */
+  readonly encrypted?: boolean
   readonly 'backing-filename'?: string
   readonly 'full-backing-filename'?: string
   readonly 'backing-filename-format'?: string
@@ -29,6 +31,7 @@ function describe(layer: Layer, shown: string, parent: Layer | undefined): Image
     filename: shown,
     format: format.name,
     'actual-size': [storage, ...files].reduce((sum, file) => sum + file.allocated(), 0),
+    ...(facts.encrypt !== undefined && { encrypted: true }),
     ...(opened.parent && { 'backing-filename': opened.parent.name }),
     ...(parent && { 'full-backing-filename': parent.path, 'backing-filename-format': parent.format.name }),
     ...(Object.keys(facts).length > 0 && { 'format-specific': { type: format.name, data: facts } }),
