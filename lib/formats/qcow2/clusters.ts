@@ -9,6 +9,8 @@
 
 import { Region } from '../../metadata/region.js'
 import type { LayerContext } from '../driver.js'
+import { compressedLength, compressedOffset, hostOffset, isCompressed } from './entries.js'
+import type { Guard } from './guard.js'
 import { type Qcow2Layout, QUEUE_ENTRIES, QUEUE_STRIDE, State } from './layout.js'
 import type { Refcounts } from './refcounts.js'
 import { Order } from './tables.js'
@@ -22,12 +24,14 @@ export class Clusters {
   readonly #layout: Qcow2Layout
   readonly #context: LayerContext
   readonly #refcounts: Refcounts
+  readonly #guard: Guard
   readonly #freed: Region
 
-  constructor(layout: Qcow2Layout, context: LayerContext, refcounts: Refcounts) {
+  constructor(layout: Qcow2Layout, context: LayerContext, refcounts: Refcounts, guard: Guard) {
     this.#layout = layout
     this.#context = context
     this.#refcounts = refcounts
+    this.#guard = guard
     this.#freed = new Region(context.metadata, context.files[0]!, 0, 0, Order.REFCOUNTS)
   }
 
@@ -56,6 +60,13 @@ export class Clusters {
     this.#context.space!.free(offset, length)
   }
 
+  /** False where the image's own structures are that entries must not refer to: those are never freed. */
+  isData(cluster: number): boolean {
+    const offset = cluster * this.#layout.clusterSize
+    const refcounts = this.#refcounts
+    return !this.#guard.covers(offset) && refcounts.blockAt(refcounts.blockIndex(cluster)) !== offset
+  }
+
   /** Says that one reference to a cluster is gone from the tables. Exclusive lock; a change of nothing cached. */
   decrement(cluster: number): void {
     const { state, metadata } = this.#context
@@ -67,6 +78,21 @@ export class Clusters {
     state[at + 1] = metadata.nextCommit
     state[State.QUEUE_COUNT] = count + 1
     if (count > QUEUE_ENTRIES / 2) metadata.wantCommit()
+  }
+
+  /** An entry that referred to a cluster which others use too, or to compressed data, is going away. */
+  unref(hi: number, lo: number): void {
+    const { clusterSize, header } = this.#layout
+    const { state } = this.#context
+    if (!isCompressed(hi)) {
+      const host = hostOffset(hi, lo)
+      if (host !== 0) this.decrement(Math.floor(host / clusterSize))
+      return
+    }
+    const offset = compressedOffset(hi, lo, header.clusterBits)
+    const last = offset + compressedLength(hi, lo, header.clusterBits) - 1
+    for (let c = Math.floor(offset / clusterSize); c <= Math.floor(last / clusterSize); c++) this.decrement(c)
+    state[State.GENERATION] = state[State.GENERATION]! + 1
   }
 
   #slot(n: number): number {
@@ -99,7 +125,7 @@ export class Clusters {
   #decrementNow(cluster: number): void {
     const refcount = this.#refcounts.get(cluster)
     if (refcount > 1) this.#refcounts.set(cluster, refcount - 1)
-    if (refcount !== 1) return
+    if (refcount !== 1 || !this.isData(cluster)) return
     const { clusterSize } = this.#layout
     const offset = cluster * clusterSize
     // It may have been a table.

@@ -169,7 +169,7 @@ function newHeader({ path, size: wanted, options, backing }: CreateContext, encr
     extensions: [
       // Its place is known later.
       ...withCryptHeader([], 0, encryption),
-      ...newExtensions(backing, options.data_file as string | undefined, path),
+      ...newExtensions(backing, options.data_file as string | undefined),
     ],
     backingName,
   }
@@ -211,10 +211,11 @@ export function backingFormat({ format }: Backing): Extension {
   return textExtension(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[format] ?? format)
 }
 
-function newExtensions(backing: Backing | undefined, dataFile: string | undefined, path: string): Extension[] {
+function newExtensions(backing: Backing | undefined, dataFile: string | undefined): Extension[] {
   return [
     ...(backing ? [backingFormat(backing)] : []),
-    ...(dataFile === undefined ? [] : [textExtension(ExtensionType.DATA_FILE, storedName(resolve(dataFile), path))]),
+    // QEMU looks for a relative one in the folder that it is started in.
+    ...(dataFile === undefined ? [] : [textExtension(ExtensionType.DATA_FILE, resolve(dataFile))]),
   ]
 }
 
@@ -267,7 +268,7 @@ function planImage(header: Header, { preallocated, external, cryptLength }: Part
   const { clusterBits, refcountOrder, l1Size, size } = header
   const clusterSize = 2 ** clusterBits
   const blockEntries = (clusterSize * 8) / 2 ** refcountOrder
-  const l1Clusters = Math.max(1, Math.ceil((l1Size * ENTRY_BYTES) / clusterSize))
+  const l1Clusters = Math.ceil((l1Size * ENTRY_BYTES) / clusterSize)
   const l2Clusters = preallocated ? l1Size : 0
   const dataClusters = preallocated && !external ? Math.ceil(size / clusterSize) : 0
   const cryptClusters = Math.ceil(cryptLength / clusterSize)

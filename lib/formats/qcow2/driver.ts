@@ -22,6 +22,7 @@ import { COMPRESSION_TYPES } from './codec.js'
 import { CompressedClusters } from './compressed.js'
 import { dataCipher } from './encryption.js'
 import { Growth } from './growth.js'
+import { Guard } from './guard.js'
 import { type Qcow2Layout, State } from './layout.js'
 import { Mapping } from './mapping.js'
 import { Refcounts } from './refcounts.js'
@@ -29,6 +30,7 @@ import { beginSession, endSession } from './session.js'
 import { Order, Tables } from './tables.js'
 import { beginTracking, endTracking, Tracker } from './tracker.js'
 import { Writing } from './writing.js'
+import { Zeroing } from './zeroing.js'
 
 /**
  * A page of L2 entries, an L1 entry, a page of refcounts and an entry of their table for room, and two steps of refcounts
@@ -51,6 +53,7 @@ export class Qcow2Driver implements Driver {
   readonly #clusters: Clusters
   readonly #growth: Growth
   readonly #writing: Writing
+  readonly #zeroing: Zeroing
   #compressed: CompressedClusters | undefined
 
   constructor(layout: Qcow2Layout, context: LayerContext) {
@@ -59,12 +62,14 @@ export class Qcow2Driver implements Driver {
     this.#layout = layout
     this.cipher = layout.encryption && dataCipher(layout.encryption, context.files[0]!.storage.path)
     this.#context = context
-    const tables = new Tables(layout, context)
-    this.#mapping = new Mapping(layout, context, tables)
+    const guard = new Guard(layout, context)
+    const tables = new Tables(layout, context, guard)
+    this.#mapping = new Mapping(layout, context, tables, guard)
     this.#refcounts = new Refcounts(layout, context)
-    this.#clusters = new Clusters(layout, context, this.#refcounts)
+    this.#clusters = new Clusters(layout, context, this.#refcounts, guard)
     this.#growth = new Growth(layout, context, tables, this.#refcounts, this.#clusters)
-    this.#writing = new Writing(layout, context, tables, this.#refcounts, this.#clusters, this.#growth)
+    this.#writing = new Writing(layout, context, tables, this.#clusters, this.#growth)
+    this.#zeroing = new Zeroing(layout, tables, this.#refcounts, this.#clusters, this.#growth)
     const tracker = new Tracker(layout, context, () => this.#clusters.take(1))
     this.changeSectors = Math.max(CHANGE_SECTORS, tracker.changeSectors)
     if (context.writable && layout.tracked.length > 0) {
@@ -98,7 +103,7 @@ export class Qcow2Driver implements Driver {
   }
 
   release(offset: number, length: number, belowZero: boolean): number {
-    return this.#writing.release(offset, length, belowZero)
+    return this.#zeroing.release(offset, length, belowZero)
   }
 
   beginWriting(): void {

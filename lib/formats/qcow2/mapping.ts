@@ -1,8 +1,8 @@
 /** What guest bytes are: the entries of the L2 tables, put together into extents. */
 
-import { VdiskError } from '../../util/errors.js'
 import { type Extent, Kind, type LayerContext } from '../driver.js'
 import { compressedLength, compressedOffset, hostOffset, isCompressed, isCopied, ZERO } from './entries.js'
+import type { Guard } from './guard.js'
 import { type Qcow2Layout, State, SUBCLUSTERS } from './layout.js'
 import type { Tables } from './tables.js'
 
@@ -10,6 +10,7 @@ export class Mapping {
   readonly #layout: Qcow2Layout
   readonly #context: LayerContext
   readonly #tables: Tables
+  readonly #guard: Guard
   /** What is not allocated is. */
   readonly #nothing: number
   /** The file that holds data. */
@@ -20,10 +21,11 @@ export class Mapping {
   #writable = false
   #run = 0
 
-  constructor(layout: Qcow2Layout, context: LayerContext, tables: Tables) {
+  constructor(layout: Qcow2Layout, context: LayerContext, tables: Tables, guard: Guard) {
     this.#layout = layout
     this.#context = context
     this.#tables = tables
+    this.#guard = guard
     this.#nothing = layout.backing ? Kind.PARENT : Kind.ZERO
     this.#file = context.files[layout.dataFile?.index ?? 0]!.index
   }
@@ -106,15 +108,15 @@ export class Mapping {
     // A place behind the file's end is never written to: it would be anywhere.
     const inFile = dataFile !== undefined || host < this.#context.state[State.LIMIT]!
     this.#writable = this.#context.writable && this.#tables.copied && isCopied(hi) && inFile
+    if (this.#writable && !dataFile && this.#guard.covers(host)) throw this.#wrong(cluster, host)
   }
 
   #lookExtended(cluster: number, sub: number, hi: number, lo: number): void {
     const { zeros, allocated } = this.#tables
     if ((zeros & allocated) !== 0)
-      throw new VdiskError(
-        'CORRUPT',
+      throw this.#guard.corrupt(
         `cluster ${cluster} of the disk has subclusters that are both allocated and zeros`,
-        { path: this.#context.files[0]!.storage.path },
+        this.#tables.table,
       )
     this.#writable = false
     const bit = 1 << sub
@@ -141,13 +143,12 @@ export class Mapping {
     this.#run = compressedLength(hi, lo, clusterBits)
   }
 
-  #wrong(cluster: number, host: number): VdiskError {
+  #wrong(cluster: number, host: number): Error {
     const { clusterSize, dataFile } = this.#layout
-    const expected = dataFile ? `${cluster * clusterSize}` : `a multiple of ${clusterSize}`
-    return new VdiskError(
-      'CORRUPT',
+    const expected = dataFile ? `${cluster * clusterSize}` : `a multiple of ${clusterSize} that no table has`
+    return this.#guard.corrupt(
       `the L2 entry of cluster ${cluster} of the disk says byte ${host}: expected ${expected}`,
-      { path: this.#context.files[0]!.storage.path, offset: this.#tables.table },
+      this.#tables.table,
     )
   }
 }

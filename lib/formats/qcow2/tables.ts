@@ -5,9 +5,9 @@
 
 import { Region } from '../../metadata/region.js'
 import { PAGE } from '../../metadata/shared.js'
-import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import { COPIED, highOf, hostOffset, isCopied, lowOf } from './entries.js'
+import type { Guard } from './guard.js'
 import { ENTRY_BYTES, type Qcow2Layout, State } from './layout.js'
 
 /** In which order a commit writes the tables, with a barrier between: see `driver.ts`. */
@@ -25,15 +25,17 @@ export class Tables {
   allocated = 0
   readonly #layout: Qcow2Layout
   readonly #context: LayerContext
+  readonly #guard: Guard
   readonly #l1: Region
   readonly #l2: Region
   readonly #entriesPerPage: number
 
-  constructor(layout: Qcow2Layout, context: LayerContext) {
+  constructor(layout: Qcow2Layout, context: LayerContext, guard: Guard) {
     const { l1Offset, l1Size, clusterSize, entryBytes } = layout
     const file = context.files[0]!
     this.#layout = layout
     this.#context = context
+    this.#guard = guard
     this.#l1 = new Region(context.metadata, file, l1Offset, l1Offset + l1Size * ENTRY_BYTES, Order.L1)
     this.#l2 = new Region(context.metadata, file, 0, clusterSize, Order.L2)
     this.#entriesPerPage = Math.min(clusterSize, PAGE) / entryBytes
@@ -45,12 +47,14 @@ export class Tables {
     const at = l1Offset + Math.floor(cluster / l2Entries) * ENTRY_BYTES
     const hi = this.#l1.u32be(at)
     const table = hostOffset(hi, this.#l1.u32be(at + 4))
-    if (table !== 0 && (table % clusterSize !== 0 || table >= this.#context.state[State.LIMIT]!))
-      throw new VdiskError(
-        'CORRUPT',
-        `the L1 entry at byte ${at} says byte ${table}: expected a multiple of ${clusterSize} below ${this.#context.state[State.LIMIT]}`,
-        { path: this.#context.files[0]!.storage.path, offset: at },
+    const limit = this.#context.state[State.LIMIT]!
+    if (table !== 0 && (table % clusterSize !== 0 || table >= limit))
+      throw this.#guard.corrupt(
+        `the L1 entry at byte ${at} says byte ${table}: expected a multiple of ${clusterSize} below ${limit}`,
+        at,
       )
+    if (table !== 0 && this.#context.writable && this.#guard.covers(table))
+      throw this.#guard.corrupt(`the L1 entry at byte ${at} says byte ${table}, where another table is`, at)
     this.table = table
     this.copied = isCopied(hi)
     this.#l2.move(table, table + clusterSize)

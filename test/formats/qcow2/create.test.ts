@@ -128,7 +128,7 @@ t.test('data files', async (t) => {
     const data = join(folder, `${raw}.bin`)
     const options = [`data_file=${data}`, `data_file_raw=${raw}`]
     createImage(path, { format: 'qcow2', size: MiB, options })
-    t.match(info(path)['format-specific'].data, { 'data-file': `${raw}.bin`, 'data-file-raw': raw === 'on' })
+    t.match(info(path)['format-specific'].data, { 'data-file': data, 'data-file-raw': raw === 'on' })
     qemuCheck(path)
     const image = openImage(path)
     image.write(Buffer.alloc(300 * KiB, 8), 0, 300 * KiB, 100)

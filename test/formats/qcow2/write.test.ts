@@ -279,3 +279,51 @@ t.test('a cache that is much smaller than the tables', async (t) => {
   qemuCheck(path)
   t.ok(asQemuReads(path).equals(model))
 })
+
+t.test('entries that refer to tables stop writing, and mark the image', async (t) => {
+  const l1 = 3 * 65536
+  const l2 = 4 * 65536
+  for (const [what, offset, bytes] of [
+    ['data in the L1 table', l2, [0x80, 0, 0, 0, 0, 3, 0, 0]],
+    ['data in the refcount table', l2, [0x80, 0, 0, 0, 0, 1, 0, 0]],
+    ['the refcount table as an L2 table', l1, [0x80, 0, 0, 0, 0, 1, 0, 0]],
+  ] as const) {
+    const path = qemuCreate(temporaryFolder(t), 'i.qcow2', MiB)
+    qemuIo(path, 'write -P 1 0 128k')
+    patch(path, offset, bytes)
+    const before = readFileSync(path)
+    const image = openImage(path)
+    t.throws(() => image.write(Uint8Array.of(1), 0, 1, 0), { code: 'CORRUPT', message: /--repair all/ }, what)
+    image.close()
+    before[79] = 2
+    t.ok(readFileSync(path).equals(before), 'nothing but the corrupt bit')
+    t.throws(() => openImage(path), { message: /marked corrupt/ })
+  }
+})
+
+t.test('what refers to tables is never freed with them', async (t) => {
+  for (const [what, host] of [
+    ['the L1 table', 3],
+    ['the refcount block', 2],
+  ] as const)
+    for (const flag of [0x80, 0]) {
+      const path = qemuCreate(temporaryFolder(t), 'i.qcow2', MiB)
+      qemuIo(path, 'write -P 1 0 128k')
+      patch(path, 4 * 65536, [flag, 0, 0, 0, 0, host, 0, 0])
+      const image = openImage(path)
+      image.zero(0, 65536, true)
+      image.write(Buffer.alloc(MiB / 2, 3), 0, MiB / 2, MiB / 2)
+      image.close()
+      const bytes = readAll(path)
+      t.ok(
+        bytes.subarray(65536, 131072).every((byte) => byte === 1),
+        what,
+      )
+      t.ok(bytes.subarray(MiB / 2).every((byte) => byte === 3))
+      const there = readFileSync(path).subarray(host * 65536, host * 65536 + 8)
+      t.ok(
+        there.some((byte) => byte !== 0),
+        'it is still there',
+      )
+    }
+})
