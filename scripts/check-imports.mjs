@@ -33,6 +33,7 @@ const PACKAGES = {
   'fuse-native': 'transports/fuse-native/',
   yargs: 'cli/',
   'fast-xml-parser': 'formats/parallels/',
+  '@bokuweb/zstd-wasm': 'formats/qcow2/',
 }
 
 /** `import … from 'x'`, `export … from 'x'`, `import 'x'` at the beginning of a line, over several lines too. */

@@ -83,11 +83,11 @@ export function parseArguments(command: Command, words: readonly string[]): Argu
     })
     .parseSync()
   const values = new Map<string, string[]>()
-  for (const { name, value } of specs) {
+  for (const { name, value, emptyMeans } of specs) {
     const given = parsed[name]
     if (given === undefined || given === false) continue
     const texts = (Array.isArray(given) ? given : [given]).map((text) => (value ? unmark(String(text)) : ''))
-    if (value && texts.includes('')) throw usage(`option --${name} needs a value: ${value}`)
+    if (value && !emptyMeans && texts.includes('')) throw usage(`option --${name} needs a value: ${value}`)
     values.set(name, texts)
   }
   return new Arguments(

@@ -112,6 +112,20 @@ export const COMMANDS: readonly Command[] = [
     load: () => import('./commands/compare.js'),
   },
   {
+    name: 'commit',
+    summary: 'write what an image has into its parent, and empty it',
+    positionals: [IMAGE],
+    examples: ['commit child.vhd', 'commit -d overlay.qcow2'],
+    load: () => import('./commands/commit.js'),
+  },
+  {
+    name: 'rebase',
+    summary: 'put an image over another parent; it shows what it did',
+    positionals: [IMAGE],
+    examples: ['rebase -b other.vhd child.vhd', 'rebase -u -b moved/base.vhdx child.vhdx'],
+    load: () => import('./commands/rebase.js'),
+  },
+  {
     name: 'check',
     summary: 'look for faults in an image, and mend them',
     positionals: [IMAGE],
@@ -132,6 +146,21 @@ export const COMMANDS: readonly Command[] = [
     ],
     examples: ['bitmap list disk.hds', 'bitmap extents --json disk.hds NAME', 'bitmap add -g 64K disk.hds'],
     load: () => import('./commands/bitmap.js'),
+  },
+  {
+    name: 'snapshot',
+    summary: 'snapshots inside an image',
+    positionals: [
+      {
+        name: 'ACTION',
+        choices: ['list', 'create', 'apply', 'delete'],
+        help: 'list; create one of the disk as it is; apply: go back to one; delete one',
+      },
+      IMAGE,
+      { name: 'NAME', optional: true, help: 'the snapshot, by its name or id; list needs none' },
+    ],
+    examples: ['snapshot list disk.qcow2', 'snapshot create disk.qcow2 before-update', 'snapshot apply disk.qcow2 1'],
+    load: () => import('./commands/snapshot.js'),
   },
   {
     name: 'resize',

@@ -7,14 +7,35 @@ const INDENT = '  '
 const DEFAULT_COLUMNS = 80
 const MAX_COLUMNS = 110
 
+/** What is longer has lines of its own. */
+const MAX_LEFT = 40
+
 /** Two columns; the right one wraps under itself. */
 export function table(rows: readonly (readonly [string, string])[], columns = DEFAULT_COLUMNS): string {
-  const left = Math.max(...rows.map(([name]) => name.length)) + 2
-  const width = Math.max(24, Math.min(columns, MAX_COLUMNS) - INDENT.length - left)
-  const lines = rows.flatMap(([name, text]) =>
-    wrap(text, width).map((line, i) => `${INDENT}${(i === 0 ? name : '').padEnd(left)}${line}`.trimEnd()),
-  )
+  const total = Math.min(columns, MAX_COLUMNS) - INDENT.length
+  const left = Math.max(0, ...rows.map(([name]) => name.length).filter((length) => length <= MAX_LEFT)) + 2
+  const width = Math.max(24, total - left)
+  const lines = rows.flatMap(([name, text]) => {
+    const own = name.length > MAX_LEFT ? wrapChoices(name, total) : []
+    const first = own.length > 0 ? '' : name
+    const beside = wrap(text, width).map((line, i) => (i === 0 ? first : '').padEnd(left) + line)
+    return [...own, ...beside].map((line) => `${INDENT}${line}`.trimEnd())
+  })
   return `${lines.join('\n')}\n`
+}
+
+/** Breaks `name=a|b|c` behind a bar. */
+function wrapChoices(name: string, width: number): string[] {
+  const lines: string[] = []
+  let line = ''
+  for (const word of name.split(/(?<=\|)/)) {
+    if (line.length + word.length > width) {
+      lines.push(line)
+      line = INDENT
+    }
+    line += word
+  }
+  return [...lines, line]
 }
 
 function wrap(text: string, width: number): string[] {

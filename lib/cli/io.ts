@@ -1,6 +1,7 @@
 /** Where the command line writes to, so that tests and other programs can run it without a process of its own. */
 
 import { printable } from '../util/errors.js'
+import { askOnTerminal } from './terminal.js'
 
 export interface Io {
   /** Facts: what was asked for. */
@@ -11,6 +12,8 @@ export interface Io {
   readonly columns: number | undefined
   /** The same of `err`. */
   readonly errColumns?: number | undefined
+  /** Asks the user for a passphrase; undefined where there is no terminal to do that. */
+  readonly askSecret?: ((prompt: string) => Uint8Array | undefined) | undefined
 }
 
 const printableLines = (text: string): string => text.split('\n').map(printable).join('\n')
@@ -29,5 +32,6 @@ export function processIo(): Io {
     err: (text) => void process.stderr.write(text),
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
     errColumns: process.stderr.isTTY ? process.stderr.columns : undefined,
+    askSecret: process.stdin.isTTY ? askOnTerminal : undefined,
   }
 }

@@ -65,10 +65,12 @@ const VALUES: Readonly<Record<string, string>> = {
   umask: 'umask',
   format: 'format',
   snapshot: 'snapshot',
+  overlay: 'overlay',
   transport: 'transport',
   workers: 'workers',
   cache_size: 'cache-size',
   backing_dir: 'backing-dir',
+  secret: 'secret',
 }
 
 export const VALUE_OPTIONS: readonly string[] = Object.keys(VALUES)
@@ -77,6 +79,7 @@ export interface MountSettings {
   readonly readOnly: boolean
   readonly allowOther: boolean
   readonly partitions: boolean
+  readonly temporary: boolean
   /** Words for the kernel, in the order of the table. */
   readonly systemOptions: readonly string[]
   value(option: string): string | undefined
@@ -86,7 +89,7 @@ export interface MountSettings {
 /** Joins the options of `mount` with what its `-o` say. @throws USAGE for a word that means nothing. */
 export function mountSettings(args: Arguments): MountSettings {
   const flags = new Set<string>(args.has('allow-other') ? ['allow_other'] : [])
-  if (args.has('partitions')) flags.add('partitions')
+  for (const flag of ['partitions', 'temporary']) if (args.has(flag)) flags.add(flag)
   const values = new Map<string, string[]>()
   for (const word of args.list('options')) {
     const equals = word.indexOf('=')
@@ -100,13 +103,14 @@ export function mountSettings(args: Arguments): MountSettings {
     readOnly: flags.has('ro') || args.has('read-only'),
     allowOther: flags.has('allow_other'),
     partitions: flags.has('partitions'),
+    temporary: flags.has('temporary'),
     systemOptions: Object.keys(SYSTEM_OPTIONS).filter((word) => flags.has(word)),
     value: (option) => args.value(option) ?? values.get(option)?.at(-1),
     values: (option) => [...args.values(option), ...(values.get(option) ?? [])],
   }
 }
 
-const OWN_FLAGS: readonly string[] = ['ro', 'allow_other', 'partitions']
+const OWN_FLAGS: readonly string[] = ['ro', 'allow_other', 'partitions', 'temporary']
 
 /** Takes one word without a value of its own. @throws USAGE */
 function setFlag(flags: Set<string>, word: string, name: string): void {

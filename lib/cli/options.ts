@@ -9,6 +9,8 @@ export interface OptionSpec {
   readonly short?: string
   /** What the help calls the value; none: the option is a flag. */
   readonly value?: string
+  /** What an empty value means, where it may be empty. */
+  readonly emptyMeans?: string
   /** True where it may be given several times. */
   readonly repeats?: boolean
   readonly help: string
@@ -27,8 +29,11 @@ export type CommandName =
   | 'create'
   | 'convert'
   | 'compare'
+  | 'commit'
+  | 'rebase'
   | 'check'
   | 'bitmap'
+  | 'snapshot'
   | 'resize'
   | 'completion'
 
@@ -44,7 +49,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     short: 'f',
     value: 'FMT',
     help: 'the format of the image, not detected',
-    on: ['info', 'map', 'check', 'bitmap', 'resize'],
+    on: ['info', 'map', 'commit', 'rebase', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of SOURCE, not detected', on: ['convert'] },
   { name: 'format', short: 'f', value: 'FMT', help: 'the format of FIRST, not detected', on: ['compare'] },
@@ -78,9 +83,24 @@ export const OPTIONS: readonly OptionSpec[] = [
     value: 'DIR',
     repeats: true,
     help: "let the image's parents lie in this folder too, not only in the image's own",
-    on: [...MOUNTING, 'info', 'map', 'convert', 'compare', 'check', 'bitmap', 'resize'],
+    on: [...MOUNTING, 'info', 'map', 'convert', 'compare', 'commit', 'rebase', 'check', 'bitmap', 'snapshot', 'resize'],
   },
   { name: 'backing', short: 'b', value: 'FILE', help: 'make the image over this parent', on: ['create'] },
+  {
+    name: 'backing',
+    short: 'b',
+    value: 'FILE',
+    emptyMeans: 'none',
+    help: "the new parent; '' for none",
+    on: ['rebase'],
+  },
+  {
+    name: 'unsafe',
+    short: 'u',
+    help: 'change the name of the parent and nothing else: it was moved, or holds the same',
+    on: ['rebase'],
+  },
+  { name: 'keep', short: 'd', help: 'keep what the image has; its parent has it too then', on: ['commit'] },
   {
     name: 'backing',
     short: 'B',
@@ -88,7 +108,13 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: "make TARGET over this parent, which holds what SOURCE's parents hold; copy the rest",
     on: ['convert'],
   },
-  { name: 'backing-format', short: 'F', value: 'FMT', help: 'the format of the parent', on: ['create', 'convert'] },
+  {
+    name: 'backing-format',
+    short: 'F',
+    value: 'FMT',
+    help: 'the format of the parent',
+    on: ['create', 'convert', 'rebase'],
+  },
   {
     name: 'sparse-size',
     short: 'S',
@@ -96,15 +122,23 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'leave zeros out where at least so many are together; 0: none (4K)',
     on: ['convert'],
   },
+  { name: 'compress', short: 'c', help: 'compress the data (qcow2, with -o compression_type)', on: ['convert'] },
   { name: 'no-create', short: 'n', help: 'write into TARGET, which exists', on: ['convert'] },
   {
     name: 'progress',
     short: 'p',
     help: 'show how far it is where that is no terminal, too',
-    on: ['convert', 'compare'],
+    on: ['convert', 'compare', 'commit', 'rebase'],
   },
   { name: 'threads', short: 'm', value: 'N', help: 'the threads that copy (a processor each)', on: ['convert'] },
   { name: 'unordered', short: 'W', help: 'write in any order; it is nearly the order of the disk', on: ['convert'] },
+  {
+    name: 'secret',
+    value: 'FILE',
+    help: 'the passphrase of an encrypted image is in FILE, but for a newline at its end',
+    on: [...MOUNTING, 'map', 'create', 'convert', 'compare', 'commit', 'rebase'],
+  },
+  { name: 'target-secret', value: 'FILE', help: "TARGET's passphrase, if not the same", on: ['convert'] },
   { name: 'workers', value: 'N', help: 'the most threads that serve requests', on: MOUNTING },
   { name: 'cache-size', value: 'SIZE', help: 'memory for metadata (32M)', on: MOUNTING },
   { name: 'allow-other', help: 'let other users in, as far as --umask does', on: MOUNTING },
@@ -112,6 +146,13 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: MOUNTING },
   { name: 'umask', value: 'OCT', help: 'permission bits that the files do not have (077)', on: MOUNTING },
   { name: 'snapshot', value: 'NAME|ID', help: 'show a snapshot inside the image, read-only', on: MOUNTING },
+  {
+    name: 'overlay',
+    value: 'FILE',
+    help: 'write to this QCOW2 overlay, made where it is missing, and leave the image alone',
+    on: MOUNTING,
+  },
+  { name: 'temporary', help: 'write to a file that is gone at the end, and leave the image alone', on: MOUNTING },
   { name: 'snapshot', short: 'l', value: 'NAME|ID', help: 'read a snapshot inside SOURCE', on: ['convert'] },
   { name: 'partitions', help: 'show each partition as a file, MOUNTPOINT/partitions/N.raw', on: ['mount'] },
   { name: 'repair', value: 'leaks|all', help: 'mend leaked space, or all that can be mended', on: ['check'] },
@@ -122,13 +163,18 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'log', help: "the entries of a VHDX's log, and what a replay would change", on: ['info'] },
   { name: 'start-offset', short: 's', value: 'SIZE', help: 'begin at this byte of the disk', on: ['map'] },
   { name: 'max-length', short: 'l', value: 'SIZE', help: 'look at this many bytes at most', on: ['map'] },
-  { name: 'quiet', short: 'q', help: 'print nothing', on: ['create', 'convert', 'compare', 'check', 'resize'] },
-  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap'] },
+  {
+    name: 'quiet',
+    short: 'q',
+    help: 'print nothing',
+    on: ['create', 'convert', 'compare', 'commit', 'rebase', 'check', 'resize'],
+  },
+  { name: 'json', help: 'JSON instead of text', on: ['attach', 'list', 'info', 'map', 'check', 'bitmap', 'snapshot'] },
   {
     name: 'output',
     value: 'human|json',
     help: "the same, in qemu-img's words",
-    on: ['info', 'map', 'check', 'bitmap'],
+    on: ['info', 'map', 'check', 'bitmap', 'snapshot'],
   },
   {
     name: 'help',
@@ -145,8 +191,11 @@ export const OPTIONS: readonly OptionSpec[] = [
       'create',
       'convert',
       'compare',
+      'commit',
+      'rebase',
       'check',
       'bitmap',
+      'snapshot',
       'resize',
       'completion',
     ],

@@ -2,6 +2,7 @@
 
 import type { CopyProgress } from '../image/convert/run.js'
 import { formatSize } from '../util/sizes.js'
+import type { Arguments } from './arguments.js'
 import type { Io } from './io.js'
 
 /** No bar for what is done in so short a time. */
@@ -34,6 +35,12 @@ export function progressLine({ copied, total, position, size }: CopyProgress, ra
   return facts.join('  ')
 }
 
+/** A bar where there is a terminal to show it on, or where it is asked for. */
+export function progressBar(args: Arguments, io: Io): ProgressBar | undefined {
+  const shown = !args.has('quiet') && (args.has('progress') || io.errColumns !== undefined)
+  return shown ? new ProgressBar(io) : undefined
+}
+
 export class ProgressBar {
   readonly #io: Io
   readonly #began = Date.now()
@@ -50,6 +57,11 @@ export class ProgressBar {
     if (now - this.#began < QUIET_MS || now - this.#shown < INTERVAL_MS) return
     this.#shown = now
     this.#draw(progressLine(progress, this.#rate(now, progress.copied)))
+  }
+
+  /** For work of which only the place on the disk is known. */
+  showPosition(position: number, size: number): void {
+    this.show({ copied: position, total: size, position, size })
   }
 
   #rate(time: number, copied: number): number {

@@ -18,11 +18,11 @@ import type { OptionSpec, OptionValues } from './options.js'
 export const Kind = {
   /** They read as zeros. */
   ZERO: 0,
-  /** They are in `file` at `offset`. */
+  /** They are in `file` at `offset`, encrypted where the driver has a `cipher`. */
   DATA: 1,
   /** They are what the parent says; zeros without a parent or behind its end. */
   PARENT: 2,
-  /** They are encoded (compressed, encrypted): `Driver.decode` knows how. */
+  /** They are encoded (compressed): `Driver.decode` knows how. */
   ENCODED: 3,
 } as const
 
@@ -57,6 +57,20 @@ export class Allocation {
   space = 0
   spaceLength = 0
   fresh = false
+  /** Bytes of encoded data at `offset`; 0: the data is as the guest has it. */
+  encoded = 0
+}
+
+/** Bytes of the sectors that are encrypted by themselves. */
+export const CIPHER_SECTOR = 512
+
+/**
+ * How a layer's data is encrypted: whole sectors of 512 bytes, in place, `length` bytes of `buffer` from index `at` on,
+ * which are the guest's from `guest` on and lie at `host` in their file. Both offsets are multiples of 512.
+ */
+export interface SectorCipher {
+  encrypt(buffer: Uint8Array, at: number, length: number, guest: number, host: number): void
+  decrypt(buffer: Uint8Array, at: number, length: number, guest: number, host: number): void
 }
 
 export interface FileRef {
@@ -94,10 +108,14 @@ export interface Driver {
    * Pure.
    */
   blocks?(offset: number, length: number): readonly [start: number, end: number]
+  /** What `release` can free by itself, in bytes, where that is less than a block. */
+  readonly releaseSize?: number | undefined
   /** False where `map` looks at nothing that can change, so that it needs no lock. */
   readonly locked: boolean
   /** The most 512-byte sectors of metadata that one `publish` or `release` makes dirty. */
   readonly changeSectors: number
+  /** All DATA of this layer is encrypted so. Extents and allocations then begin and end at sectors in their file. */
+  readonly cipher?: SectorCipher | undefined
   /** The most 512-byte sectors of metadata that one `writeOut` can take, where the format has such a limit. */
   readonly dirtyLimit?: number
 
@@ -114,6 +132,19 @@ export interface Driver {
    * @throws NO_SPACE where the format can hold no more.
    */
   allocate?(offset: number, length: number, out: Allocation): boolean
+
+  /**
+   * Encodes a whole block (compresses it), for `allocateEncoded`. Pure; no lock.
+   * @returns undefined where that does not make it smaller
+   */
+  encode?(block: Uint8Array): Uint8Array | undefined
+
+  /**
+   * Chooses room for so many bytes of encoded data, which become those of the block at `offset`, of which `map` said that
+   * this layer has nothing there. As `allocate`; `publish` and `abandon` go by `Allocation.encoded`, which is 0 where it
+   * cannot be.
+   */
+  allocateEncoded?(offset: number, length: number, out: Allocation): boolean
 
   /** Makes room for at least one more block. No lock, but only one thread at a time; may do I/O with barriers. */
   grow?(): void
@@ -134,7 +165,8 @@ export interface Driver {
    * Makes guest bytes from `offset` on read as zeros by changing metadata alone, and frees their host space.
    * Exclusive lock. `belowZero` says that the layers below read as zeros for all of the range.
    * @returns how many bytes were so changed (or were zeros already); 0 where the driver cannot do the first of them
-   * this way, for instance because the range does not cover a whole block. The engine then zeroes the data in place.
+   * this way, for instance because the range does not cover a whole block: the engine then zeroes the data in place.
+   * A negative number where room must be made by `grow` first.
    */
   release?(offset: number, length: number, belowZero: boolean): number
 
@@ -195,6 +227,11 @@ export interface OpenContext {
    * @throws NOT_FOUND naming every place; GATE, IN_USE, and what opening throws
    */
   openFile?(name: string, candidates: readonly string[]): OpenedFile
+  /**
+   * The passphrase of this image, where it is encrypted; asks for it where need be. Undefined: it is looked at only, or
+   * nobody has one; the image can be opened without, and `attach` says that there is none.
+   */
+  secret?(): Uint8Array | undefined
   /** Opening goes on, and the user is told one line. */
   warn(message: string): void
 }
@@ -249,6 +286,19 @@ export interface Backing {
   readonly mtimeMs: number
 }
 
+/** What `Format.rebase` is to write into an image. */
+export interface RebaseContext {
+  /** Absolute path of the image. */
+  readonly path: string
+  /** The parent from now on; undefined: none. Its layout is undefined where nothing is known of it but its name. */
+  readonly backing: Backing | undefined
+  /**
+   * It is the parent that it was, and its content is about to change (`before`: the image must be known as its child in
+   * both states) or was changed (`after`). Undefined: it is another one.
+   */
+  readonly change?: 'before' | 'after' | undefined
+}
+
 export interface CreateContext {
   /** Empty, opened for reading and writing. */
   readonly storage: Storage
@@ -257,6 +307,8 @@ export interface CreateContext {
   /** Size of the disk in bytes. */
   readonly size: number
   readonly options: OptionValues
+  /** The passphrase of the new image, where it is to be encrypted; undefined: there is none. */
+  secret?(): Uint8Array | undefined
   readonly backing: Backing | undefined
 }
 
@@ -381,9 +433,46 @@ export interface LogListing {
   readonly entries: readonly LogListingEntry[]
 }
 
+/** A snapshot in an image. */
+export interface SnapshotFacts {
+  readonly id: string
+  readonly name: string
+  /** Bytes of the state of a running machine that are kept with it. */
+  readonly vmStateSize: number
+  /** When it was made: seconds since 1970, and nanoseconds. */
+  readonly dateSeconds: number
+  readonly dateNanoseconds: number
+  /** How long the machine had been running. */
+  readonly clockSeconds: number
+  readonly clockNanoseconds: number
+  /** Bytes of the disk then; undefined: unknown. */
+  readonly diskSize: number | undefined
+  /** Instructions that a recorded machine had executed. */
+  readonly icount: number | undefined
+}
+
+/** What can be done with the snapshots of an image that nobody else has open. `files` as in `LayerContext`. */
+export interface SnapshotTools<Layout> {
+  list(layout: Layout, files: readonly Storage[]): SnapshotFacts[]
+  /** Keeps the disk as it is now. @returns the new snapshot's id. @throws EXISTS, USAGE, NO_SPACE, UNSUPPORTED */
+  create(layout: Layout, files: readonly Storage[], name: string): string
+  /** Makes the disk what it was then, in size too. @param wanted an id or a name. @throws NOT_FOUND */
+  apply(layout: Layout, files: readonly Storage[], wanted: string): void
+  /** @param wanted an id or a name. @throws NOT_FOUND */
+  delete(layout: Layout, files: readonly Storage[], wanted: string): void
+}
+
 /** Facts of one image for `info`: the names are qemu-img's where it has them. */
 export type Facts = {
   readonly [name: string]: string | number | boolean | null | readonly string[] | readonly Facts[] | Facts
+}
+
+/** What the engine does for `Format.resize`. */
+export interface ResizeHelp {
+  /** Bytes of the parent's disk; 0: there is no parent. @throws what opening it throws */
+  below(): number
+  /** Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. */
+  zeroLater(range: ByteRange): void
 }
 
 /** A format, as the registry knows it. `Layout` is its own. */
@@ -422,6 +511,7 @@ export interface Format<Layout = unknown> {
    */
   check?(context: CheckContext): CheckTotals
   readonly bitmaps?: BitmapTools<Layout>
+  readonly snapshotTools?: SnapshotTools<Layout>
   /**
    * Lists the log of metadata changes, of images too that `open` refuses. Changes nothing.
    * @throws CORRUPT where it cannot be found, IO
@@ -430,8 +520,17 @@ export interface Format<Layout = unknown> {
   /**
    * Gives an image that nobody else has open another size, in bytes, and makes that durable. What is new reads as zeros;
    * what is behind a smaller end is gone. `files` as in `LayerContext`. The format may round the size up.
-   * @param parentSize bytes of the disk below, where there is one
    * @throws USAGE for a size that the format cannot have
    */
-  resize?(layout: Layout, files: readonly Storage[], size: number, parentSize?: number): void
+  resize?(layout: Layout, files: readonly Storage[], size: number, help: ResizeHelp): void
+  /**
+   * Names another parent in an image that nobody else has open, and makes that durable; nothing else changes.
+   * @throws USAGE for a parent that it cannot have
+   */
+  rebase?(layout: Layout, files: readonly Storage[], context: RebaseContext): void
+  /**
+   * Takes all of an image's own data away, so that it shows its parent, and makes that durable. The parent holds the
+   * same already, so it may stop anywhere in between.
+   */
+  empty?(layout: Layout, files: readonly Storage[]): void
 }

@@ -10,6 +10,7 @@ export type OptionSpec = {
 } & (
   | { readonly type: 'enum'; readonly values: readonly string[]; readonly default: string }
   | { readonly type: 'size'; readonly default: number; readonly min?: number; readonly max?: number }
+  | { readonly type: 'number'; readonly default: number; readonly min: number; readonly max: number }
   | { readonly type: 'boolean'; readonly default: boolean }
   | { readonly type: 'string'; readonly default: string | undefined }
 )
@@ -41,6 +42,11 @@ function convert(spec: OptionSpec, text: string): OptionValue {
       const value = parseSize(text)
       if (value < (spec.min ?? 0)) throw wrong(`at least ${spec.min}`)
       if (value > (spec.max ?? Number.MAX_SAFE_INTEGER)) throw wrong(`at most ${spec.max}`)
+      return value
+    }
+    case 'number': {
+      const value = /^\d+$/.test(text) ? Number(text) : Number.NaN
+      if (!(value >= spec.min && value <= spec.max)) throw wrong(`a number from ${spec.min} to ${spec.max}`)
       return value
     }
     default:

@@ -3,12 +3,13 @@
 import { VdiskError } from '../util/errors.js'
 import type { Format, Probe } from './driver.js'
 import { parallels } from './parallels/format.js'
+import { qcow2 } from './qcow2/format.js'
 import { raw } from './raw.js'
 import { vhd } from './vhd/format.js'
 import { vhdx } from './vhdx/format.js'
 
 /** In the order of detection; raw, which matches everything, comes last. */
-export const formats: readonly Format[] = [vhdx, vhd, parallels, raw]
+export const formats: readonly Format[] = [qcow2, vhdx, vhd, parallels, raw]
 
 /** A format by its name or another name of it, in any case. @throws USAGE */
 export function findFormat(name: string): Format {
@@ -26,7 +27,6 @@ export function findFormat(name: string): Format {
  * means, and writing to it as if it were would destroy it.
  */
 const FOREIGN: readonly (readonly [name: string, offset: number, signature: string])[] = [
-  ['QCOW2', 0, 'QFI\xfb'],
   ['QED', 0, 'QED\0'],
   ['VMDK', 0, 'KDMV'],
   ['VMDK', 0, 'COWD'],

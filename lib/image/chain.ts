@@ -40,6 +40,8 @@ export interface ChainOptions {
   readonly syncAtClose?: boolean | undefined
   /** False: the top layer alone. */
   readonly parents: boolean
+  /** Gives the passphrase of layers that are encrypted. */
+  readonly secret?: (() => Uint8Array | undefined) | undefined
   readonly warn: (message: string) => void
 }
 
@@ -126,8 +128,9 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
   }
   // Where the file really is decides what is beside it; messages keep the name that the user gave.
   const warn = (message: string) => options.warn(`${path}: ${message}`)
+  const secret = options.secret && { secret: options.secret }
   try {
-    const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, warn })
+    const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, ...secret, warn })
     if (trace.enabled) trace(`${path}: ${format.name}, ${opened.size} bytes`)
     const guessedRaw = wanted.format === undefined && format.name === 'raw'
     return { path, format, guessedRaw, storage: opened.storage ?? storage, files, snapshot, opened }

@@ -3,7 +3,7 @@
 import { MiB } from '../util/sizes.js'
 import { isZero } from './convert/zeros.js'
 import type { Image } from './image.js'
-import { openImage } from './open.js'
+import { openImage, type Secret } from './open.js'
 
 /** Compared at a time. */
 const PIECE = MiB / 4
@@ -14,6 +14,8 @@ export interface CompareOptions {
   /** Sizes, and what is allocated, must be the same too. */
   readonly strict?: boolean
   readonly backingDirs?: readonly string[]
+  /** The passphrase of both. */
+  readonly secret?: Secret | undefined
   readonly onProgress?: ((position: number, size: number) => void) | undefined
   readonly warn?: (message: string) => void
 }
@@ -32,9 +34,9 @@ export interface Comparison {
 
 /** @throws VdiskError where one cannot be opened or read */
 export function compareImages(first: string, second: string, options: CompareOptions = {}): Comparison {
-  const { backingDirs = [], warn, formats = [undefined, undefined] } = options
+  const { backingDirs = [], warn, secret, formats = [undefined, undefined] } = options
   const open = (path: string, format: string | undefined) =>
-    openImage(path, { readOnly: true, format, backingDirs, ...(warn && { warn }) })
+    openImage(path, { readOnly: true, format, backingDirs, secret, ...(warn && { warn }) })
   const a = open(first, formats[0])
   try {
     const b = open(second, formats[1])

@@ -7,9 +7,10 @@ import { parseOptions } from '../formats/options.js'
 import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
+import type { Storage } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
 import { closeLayers, openChain } from './chain.js'
-import { chainOptions } from './open.js'
+import { chainOptions, type Secret, secretFunction } from './open.js'
 
 export interface CreateOptions {
   /** Name of the format. */
@@ -21,6 +22,10 @@ export interface CreateOptions {
   /** Path of the parent, relative to the working folder. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** Folders besides the parent's own from which files that it names may be opened. */
+  readonly backingDirs?: readonly string[]
+  /** The passphrase of the new image, where the options say that it is encrypted. */
+  readonly secret?: Secret | undefined
   /** False: its name, and what is written to it, need not be durable yet. */
   readonly durable?: boolean
 }
@@ -40,9 +45,10 @@ export function createImage(path: string, request: CreateOptions): number {
   const storage = openFile(path, { readOnly: false, create: true, syncAtClose: !durable })
   try {
     lockImage(storage, { write: true })
-    format.create({ storage, path: resolve(path), size, options, backing })
+    const secret = secretFunction(request.secret)
+    format.create({ storage, path: resolve(path), size, options, ...(secret && { secret }), backing })
     storage.sync()
-    const created = format.open({ storage, path, readOnly: true, warn: () => {} }).size
+    const created = sizeOf(storage, resolve(path), format)
     if (durable) syncFolder(path)
     return created
   } catch (error) {
@@ -53,14 +59,35 @@ export function createImage(path: string, request: CreateOptions): number {
   }
 }
 
-/** Looks at the parent, its own parents included, so that a new image is never made over a broken chain. */
+/** The size of the disk that was made. The files that it names are those that the user has named. */
+function sizeOf(storage: Storage, path: string, format: Format): number {
+  const files: Storage[] = []
+  const openNamed = (_name: string, candidates: readonly string[]) => {
+    files.push(openFile(candidates[0]!, { readOnly: true }))
+    return { index: files.length, storage: files.at(-1)! }
+  }
+  try {
+    return format.open({ storage, path, readOnly: true, openFile: openNamed, warn: () => {} }).size
+  } finally {
+    for (const file of files) file.close()
+  }
+}
+
 function openBacking(format: Format, request: CreateOptions): Backing {
   if (!format.backing) throw new VdiskError('USAGE', `an image of format ${format.name} cannot have a parent`)
-  const path = resolve(request.backing!)
-  const layers = openChain(
-    path,
-    chainOptions({ readOnly: true, format: request.backingFormat, lock: false, backingDirs: [] }),
-  )
+  const { backingDirs = [] } = request
+  return backingAt(resolve(request.backing!), request.backingFormat, { backingDirs })
+}
+
+/** Looks at a parent, its own parents included, so that no image is ever made over a broken chain. */
+export function backingAt(
+  path: string,
+  format: string | undefined,
+  options: { readonly backingDirs?: readonly string[]; readonly parents?: boolean } = {},
+): Backing {
+  const { backingDirs = [], parents = true } = options
+  const chain = chainOptions({ readOnly: true, format, lock: false, backingDirs })
+  const layers = openChain(path, { ...chain, parents })
   try {
     const top = layers[0]!
     return {

@@ -14,6 +14,7 @@ import type { Storage, StorageHandle } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
 import { Pieces } from '../util/pieces.js'
 import { makeTrace } from '../util/trace.js'
+import { EncryptedData, sectorEnd, sectorStart } from './encrypted.js'
 import { describeExtent, type MapEntry, mapOne, seekExtent } from './map.js'
 
 const trace = makeTrace('image')
@@ -65,6 +66,8 @@ export class Image {
   readonly #top: Driver
   readonly #metadata: Metadata
   readonly #locked: boolean
+  /** Of the layers whose data is encrypted, top first. */
+  readonly #encrypted: readonly (EncryptedData | undefined)[]
   readonly #extent = new Extent()
   readonly #allocation = new Allocation()
   readonly #traced = trace.enabled
@@ -88,6 +91,7 @@ export class Image {
     })
     this.#drivers = handle.layers.map((layer, depth) => this.#attachLayer(layer, depth))
     this.#top = this.#drivers[0]!
+    this.#encrypted = this.#drivers.map(({ cipher }) => cipher && new EncryptedData(cipher))
     if (this.#top.dirtyLimit !== undefined) this.#metadata.limitDirty(this.#top.dirtyLimit)
     this.#locked = this.#drivers.some((driver) => driver.locked)
   }
@@ -152,9 +156,14 @@ export class Image {
       const e = this.#locate(offset + done, length - done)
       const n = e.length
       if (e.kind === Kind.DATA) {
-        const got = this.#files[e.file]!.storage.read(buffer, at + done, n, e.offset)
-        // A file may end inside its last block.
-        if (got < n) buffer.fill(0, at + done + got, at + done + n)
+        const { storage } = this.#files[e.file]!
+        const encrypted = this.#encrypted[this.#depth]
+        if (encrypted) encrypted.read(storage, buffer, at + done, n, offset + done, e.offset)
+        else {
+          const got = storage.read(buffer, at + done, n, e.offset)
+          // A file may end inside its last block.
+          if (got < n) buffer.fill(0, at + done + got, at + done + n)
+        }
       } else if (e.kind === Kind.ZERO) buffer.fill(0, at + done, at + done + n)
       else this.#drivers[this.#depth]!.decode!(e, offset + done, buffer, at + done, n)
       done += n
@@ -173,7 +182,8 @@ export class Image {
       pieces.count = 0
       for (let done = 0; done < length; ) {
         const e = this.#locate(offset + done, length - done)
-        const descriptor = e.kind === Kind.DATA ? this.#files[e.file]!.storage.descriptor : undefined
+        const lendable = e.kind === Kind.DATA && !this.#encrypted[this.#depth]
+        const descriptor = lendable ? this.#files[e.file]!.storage.descriptor : undefined
         if (descriptor === undefined || pieces.count === Pieces.MOST) return false
         pieces.add(descriptor, e.offset, e.length)
         done += e.length
@@ -234,6 +244,59 @@ export class Image {
       done += this.#overwrite(buffer, at + done, length - done, offset + done)
       if (done < length) done += this.#writeNew(buffer, at + done, length - done, offset + done)
     }
+    this.#metadata.written(length)
+  }
+
+  /** True where `writeEncoded` encodes: the format can compress. */
+  get encodes(): boolean {
+    return this.#top.encode !== undefined
+  }
+
+  /** Bytes that are allocated, and encoded, together. */
+  get blockSize(): number {
+    return this.#top.blockSize
+  }
+
+  /**
+   * As `write` of one whole block (the last may be cut short), compressed where nothing of it is there yet and that makes
+   * it smaller.
+   */
+  writeEncoded(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    this.#checkWrite(length, offset)
+    if (this.#top.record) this.#record(offset, length)
+    const encoded = this.#encode(buffer.subarray(at, at + length))
+    if (!encoded || !this.#placeEncoded(encoded, offset, length)) this.write(buffer, at, length, offset)
+  }
+
+  /** What is behind the end of the disk is zeros. */
+  #encode(data: Uint8Array): Uint8Array | undefined {
+    const { blockSize } = this.#top
+    if (data.length === blockSize) return this.#top.encode?.(data)
+    const block = new Uint8Array(blockSize)
+    block.set(data)
+    return this.#top.encode?.(block)
+  }
+
+  /** @returns false where something is there already */
+  #placeEncoded(encoded: Uint8Array, offset: number, length: number): boolean {
+    const metadata = this.#metadata
+    const driver = this.#top
+    const a = this.#allocation
+    return this.#allocating(offset, length, () => {
+      const { kind, length: nothing } = this.own(offset, length)
+      if (kind === 'data' || nothing < length) return false
+      this.#allocate(() => driver.allocateEncoded!(offset, encoded.length, a))
+      if (a.encoded === 0) return false
+      try {
+        this.#files[a.file]!.storage.write(encoded, 0, encoded.length, a.offset)
+        metadata.wrote(a.file)
+      } catch (error) {
+        metadata.exclusive(() => driver.abandon!(a))
+        throw error
+      }
+      metadata.exclusive(() => driver.publish!(a))
+      return true
+    })
   }
 
   /** Has the driver record that a range changes, before anything of it does. */
@@ -272,6 +335,7 @@ export class Image {
   /** Writes what can be written in place, from the beginning on. @returns how many bytes that was. */
   #overwrite(buffer: Uint8Array, at: number, length: number, offset: number): number {
     const { epochs } = this.#metadata
+    if (this.#encrypted[0]) return this.#overwriteEncrypted(this.#encrypted[0], buffer, at, length, offset)
     let done = 0
     epochs.enter()
     try {
@@ -288,25 +352,63 @@ export class Image {
     return done
   }
 
+  /** As `#overwrite`, and zeros where `buffer` is undefined. Of two writers of one sector the second waits. */
+  #overwriteEncrypted(
+    encrypted: EncryptedData,
+    buffer: Uint8Array | undefined,
+    at: number,
+    length: number,
+    offset: number,
+  ): number {
+    const { epochs, ranges } = this.#metadata
+    let done = 0
+    ranges.acquire(sectorStart(offset), sectorEnd(offset + length))
+    try {
+      epochs.enter()
+      try {
+        while (done < length) {
+          const e = this.#locate(offset + done, length - done)
+          if (e.kind !== Kind.DATA || !e.writable || this.#depth !== 0) break
+          encrypted.write(this.#files[e.file]!.storage, buffer, at + done, e.length, offset + done, e.offset)
+          this.#metadata.wrote(e.file)
+          done += e.length
+        }
+      } finally {
+        epochs.leave()
+      }
+    } finally {
+      ranges.release()
+    }
+    return done
+  }
+
   /**
    * Allocates for the first of these bytes, and as many more as go with them, and writes them; zeros where `buffer` is
    * undefined. @returns how many bytes were written: 0 where somebody else allocated them meanwhile.
    */
   #writeNew(buffer: Uint8Array | undefined, at: number, length: number, offset: number): number {
-    const metadata = this.#metadata
     const driver = this.#top
     if (!driver.allocate)
       throw new VdiskError('INTERNAL', 'the format maps bytes that it cannot write', { path: this.path })
+    return this.#allocating(offset, length, () => {
+      const e = this.#locate(offset, length)
+      if (e.kind === Kind.DATA && e.writable && this.#depth === 0) return 0
+      this.#allocation.encoded = 0
+      this.#allocate(() => driver.allocate!(offset, length, this.#allocation))
+      return this.#fill(buffer, at, length, offset)
+    })
+  }
+
+  /** Runs work that allocates for a range of which nobody else changes anything meanwhile. */
+  #allocating<T>(offset: number, length: number, work: () => T): T {
+    const metadata = this.#metadata
     metadata.ranges.acquire(...this.#blocks(offset, length))
     try {
-      metadata.reserve(driver.changeSectors)
+      metadata.reserve(this.#top.changeSectors)
       try {
         metadata.epochs.enter()
         try {
-          const e = this.#locate(offset, length)
-          if (e.kind === Kind.DATA && e.writable && this.#depth === 0) return 0
-          this.#allocate(offset, length)
-          return this.#fill(buffer, at, length, offset)
+          return work()
         } finally {
           metadata.epochs.leave()
         }
@@ -318,6 +420,16 @@ export class Image {
     }
   }
 
+  #grow(): void {
+    const { growth } = this.#metadata
+    growth.acquire()
+    try {
+      this.#top.grow!()
+    } finally {
+      growth.release()
+    }
+  }
+
   /** The whole blocks around a range. */
   #blocks(offset: number, length: number): readonly [start: number, end: number] {
     const { blockSize, blocks } = this.#top
@@ -325,15 +437,15 @@ export class Image {
     return [Math.floor(offset / blockSize) * blockSize, Math.ceil((offset + length) / blockSize) * blockSize]
   }
 
-  #allocate(offset: number, length: number): void {
+  /** Has the driver choose room, which is made where there is none. */
+  #allocate(choose: () => boolean): void {
     const metadata = this.#metadata
-    const driver = this.#top
-    while (!metadata.exclusive(() => driver.allocate!(offset, length, this.#allocation))) {
+    while (!metadata.exclusive(choose)) {
       metadata.growth.acquire()
       try {
         // Somebody else may have made room while this thread waited for its turn.
-        if (metadata.exclusive(() => driver.allocate!(offset, length, this.#allocation))) return
-        driver.grow!()
+        if (metadata.exclusive(choose)) return
+        this.#top.grow!()
       } finally {
         metadata.growth.release()
       }
@@ -349,10 +461,8 @@ export class Image {
     if (this.#traced) trace('allocated: %d+%d at %d of file %d', a.guest, a.length, a.offset, a.file)
     try {
       driver.prepare?.(a)
-      this.#copyOld(a.guest, offset)
-      if (buffer) this.#files[a.file]!.storage.write(buffer, at, end - offset, a.offset + (offset - a.guest))
-      else if (!a.zeroed) this.#files[a.file]!.storage.zero(a.offset + (offset - a.guest), end - offset)
-      this.#copyOld(end, a.guest + a.length)
+      if (this.#encrypted[0]) this.#placeEncrypted(this.#encrypted[0], buffer, at, offset, end)
+      else this.#place(buffer, at, offset, end)
       metadata.wrote(a.file)
     } catch (error) {
       metadata.exclusive(() => driver.abandon!(a))
@@ -360,6 +470,40 @@ export class Image {
     }
     metadata.exclusive(() => driver.publish!(a))
     return end - offset
+  }
+
+  /** Puts the guest bytes [offset, end) at their place in the allocation, and around them what is there now. */
+  #place(buffer: Uint8Array | undefined, at: number, offset: number, end: number): void {
+    const a = this.#allocation
+    const { storage } = this.#files[a.file]!
+    this.#copyOld(a.guest, offset)
+    if (buffer) storage.write(buffer, at, end - offset, a.offset + (offset - a.guest))
+    else if (!a.zeroed) storage.zero(a.offset + (offset - a.guest), end - offset)
+    this.#copyOld(end, a.guest + a.length)
+  }
+
+  /** As `#place`. Sectors that the bytes fill in part get their old content first; nobody sees any of it yet. */
+  #placeEncrypted(data: EncryptedData, buffer: Uint8Array | undefined, at: number, offset: number, end: number): void {
+    const a = this.#allocation
+    const { storage } = this.#files[a.file]!
+    const before = sectorEnd(offset)
+    const after = Math.max(before, sectorStart(end))
+    this.#copyEncrypted(data, a.guest, before)
+    this.#copyEncrypted(data, after, a.guest + a.length)
+    data.write(storage, buffer, at, end - offset, offset, a.offset + (offset - a.guest))
+  }
+
+  /** As `#copyOld`, for whole sectors; zeros are encrypted too. */
+  #copyEncrypted(data: EncryptedData, start: number, end: number): void {
+    const a = this.#allocation
+    const { storage } = this.#files[a.file]!
+    this.#scratch ??= new Uint8Array(COPY_CHUNK)
+    for (let offset = start; offset < end; ) {
+      const n = Math.min(end - offset, COPY_CHUNK)
+      this.#read(this.#scratch, 0, n, offset)
+      data.writeSectors(storage, this.#scratch, n, offset, a.offset + (offset - a.guest))
+      offset += n
+    }
   }
 
   /** Copies the guest bytes [start, end) as they are now to their place in the allocation. */
@@ -397,18 +541,24 @@ export class Image {
   #release(offset: number, length: number): number {
     const metadata = this.#metadata
     const driver = this.#top
-    const [start, end] = this.#blocks(offset, 1)
+    const { releaseSize } = driver
+    const [start, end] = releaseSize ? [offset - (offset % releaseSize), offset + releaseSize] : this.#blocks(offset, 1)
     const whole = offset === start && offset + length >= Math.min(end, driver.size)
     if (!driver.release || !whole) return 0
     const n = Math.min(length, RELEASE_CHUNK)
-    metadata.ranges.acquire(offset, offset + n)
+    metadata.ranges.acquire(...this.#blocks(offset, n))
     try {
       metadata.reserve(driver.changeSectors)
       try {
         const { zero, length: below } = this.#below(offset, n)
         metadata.epochs.enter()
         try {
-          const done = metadata.exclusive(() => driver.release!(offset, below, zero))
+          const release = () => driver.release!(offset, below, zero)
+          let done = metadata.exclusive(release)
+          while (done < 0) {
+            this.#grow()
+            done = metadata.exclusive(release)
+          }
           metadata.space.punchDiscarded()
           return done
         } finally {
@@ -441,14 +591,16 @@ export class Image {
   /** Zeroes from `offset` on, to the end of its extent or block, without freeing blocks. @returns the bytes done. */
   #zeroInPlace(offset: number, length: number, unmap: boolean): number {
     const metadata = this.#metadata
-    const { blockSize, release } = this.#top
+    const { blockSize, releaseSize = blockSize, release } = this.#top
     // Not beyond the block, where the next one could be freed.
-    const max = release ? Math.min(length, blockSize - (offset % blockSize)) : length
+    const max = release ? Math.min(length, releaseSize - (offset % releaseSize)) : length
+    const done = this.#encrypted[0] ? this.#overwriteEncrypted(this.#encrypted[0], undefined, 0, max, offset) : 0
+    if (done > 0) return done
     metadata.epochs.enter()
     try {
       const e = this.#locate(offset, max)
       if (e.kind === Kind.ZERO) return e.length
-      if (e.kind === Kind.DATA && e.writable && this.#depth === 0) {
+      if (e.kind === Kind.DATA && e.writable && this.#depth === 0 && !this.#encrypted[0]) {
         const { storage } = this.#files[e.file]!
         if (unmap) storage.punch(e.offset, e.length)
         else storage.zero(e.offset, e.length)
@@ -486,6 +638,15 @@ export class Image {
     return mapOne(this.#locate(offset, length), this.#depth, offset, this.#files, this.#drivers[this.#depth]!)
   }
 
+  /** What the top layer alone says of the bytes from `offset` on. */
+  own(offset: number, length: number): { readonly length: number; readonly kind: 'data' | 'zero' | 'parent' } {
+    this.#check(length, offset)
+    const e = this.#extent
+    this.#metadata.shared(() => this.#top.map(offset, length, e))
+    const kind = e.kind === Kind.PARENT ? 'parent' : e.kind === Kind.ZERO ? 'zero' : 'data'
+    return { length: e.length, kind }
+  }
+
   /**
    * The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. What takes too long
    * to find is taken to be data, as lseek(2) allows.
@@ -495,7 +656,7 @@ export class Image {
     for (let extents = 0; at < this.size; extents++) {
       if (extents === SEEK_EXTENTS) return data ? at : this.size
       const e = this.#locate(at, this.size - at)
-      const found = seekExtent(e, at, data, this.#files)
+      const found = seekExtent(e, at, data, this.#files, this.#drivers[this.#depth]!)
       if (found >= 0) return found
       at += e.length
     }

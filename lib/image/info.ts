@@ -1,7 +1,7 @@
 /** What `info` prints: facts of an image, with qemu-img's names. */
 
 import { basename, dirname, resolve } from 'node:path'
-import type { Facts, LogListing } from '../formats/driver.js'
+import type { Facts, LogListing, SnapshotFacts } from '../formats/driver.js'
 import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { VdiskError } from '../util/errors.js'
@@ -15,9 +15,13 @@ export interface ImageInfo {
   readonly format: string
   /** Bytes on the host. */
   readonly 'actual-size': number
+  /** There where it is true. */
+  readonly encrypted?: boolean
   readonly 'backing-filename'?: string
   readonly 'full-backing-filename'?: string
   readonly 'backing-filename-format'?: string
+  /** Of those inside the image. */
+  readonly snapshots?: readonly Facts[]
   readonly 'format-specific'?: { readonly type: string; readonly data: Facts }
 }
 
@@ -29,9 +33,36 @@ function describe(layer: Layer, shown: string, parent: Layer | undefined): Image
     filename: shown,
     format: format.name,
     'actual-size': [storage, ...files].reduce((sum, file) => sum + file.allocated(), 0),
+    ...(facts.encrypt !== undefined && { encrypted: true }),
     ...(opened.parent && { 'backing-filename': opened.parent.name }),
     ...(parent && { 'full-backing-filename': parent.path, 'backing-filename-format': parent.format.name }),
+    ...snapshotsOf(layer),
     ...(Object.keys(facts).length > 0 && { 'format-specific': { type: format.name, data: facts } }),
+  }
+}
+
+/** An image whose snapshots cannot be read is still an image. */
+function snapshotsOf({ format, storage, files, opened }: Layer): { snapshots?: Facts[] } {
+  try {
+    const found = format.snapshotTools?.list(opened.layout, [storage, ...files]) ?? []
+    return found.length === 0 ? {} : { snapshots: found.map(snapshotFacts) }
+  } catch (error) {
+    if (!(error instanceof VdiskError)) throw error
+    return { snapshots: [{ error: error.message }] }
+  }
+}
+
+/** With the keys of qemu-img. */
+export function snapshotFacts(snapshot: SnapshotFacts): Facts {
+  return {
+    id: snapshot.id,
+    name: snapshot.name,
+    'vm-state-size': snapshot.vmStateSize,
+    'date-sec': snapshot.dateSeconds,
+    'date-nsec': snapshot.dateNanoseconds,
+    'vm-clock-sec': snapshot.clockSeconds,
+    'vm-clock-nsec': snapshot.clockNanoseconds,
+    ...(snapshot.icount !== undefined && { icount: snapshot.icount }),
   }
 }
 

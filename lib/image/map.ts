@@ -26,6 +26,8 @@ export function mapOne(e: Extent, depth: number, start: number, files: readonly 
   if (e.kind === Kind.ZERO) return { start, length: e.length, depth, present: false, zero: true, data: false }
   if (e.kind === Kind.ENCODED)
     return { start, length: e.length, depth, present: true, zero: false, data: true, compressed: true }
+  // Nobody could do anything with the place of encrypted bytes, and holes of the file are no zeros among them.
+  if (driver.cipher) return { start, length: e.length, depth, present: true, zero: false, data: true }
   const { storage } = files[e.file]!
   const base = { start, depth, present: true, offset: e.offset, file: storage.path }
   if (driver.locked) return { ...base, length: e.length, zero: false, data: true }
@@ -37,8 +39,8 @@ export function mapOne(e: Extent, depth: number, start: number, files: readonly 
 }
 
 /** The first data (or hole) at or behind `at` in the extent that begins there; -1 where it has none. */
-export function seekExtent(e: Extent, at: number, data: boolean, files: readonly FileRef[]): number {
-  if (e.kind !== Kind.DATA) return (e.kind === Kind.ZERO) === data ? -1 : at
+export function seekExtent(e: Extent, at: number, data: boolean, files: readonly FileRef[], driver: Driver): number {
+  if (e.kind !== Kind.DATA || driver.cipher) return (e.kind === Kind.ZERO) === data ? -1 : at
   const { storage } = files[e.file]!
   if (e.offset >= storage.size()) return data ? -1 : at
   const found = data ? storage.nextData(e.offset) : storage.nextHole(e.offset)

@@ -14,6 +14,19 @@ const SECTOR = 512
 
 export const DEFAULT_CACHE_SIZE = 32 * MiB
 
+/** A passphrase, or where it comes from. */
+export type Secret = Uint8Array | (() => Uint8Array | undefined)
+
+/** The function that a format is given. It asks once, whatever the number of layers. */
+export function secretFunction(secret: Secret | undefined): (() => Uint8Array | undefined) | undefined {
+  if (typeof secret !== 'function') return secret && (() => secret)
+  let asked: { readonly bytes: Uint8Array | undefined } | undefined
+  return () => {
+    asked ??= { bytes: secret() }
+    return asked.bytes
+  }
+}
+
 export interface OpenOptions {
   /** Nothing is written to any file, not even to repair it. Default false. */
   readonly readOnly?: boolean
@@ -31,6 +44,11 @@ export interface OpenOptions {
   readonly lock?: boolean
   /** What is written is durable when the image was closed, and not before: `flush` promises nothing. */
   readonly syncAtClose?: boolean
+  /**
+   * The passphrase of every layer that is encrypted, or a function that gives it, and is called only where one is.
+   * Default: there is none; opening an encrypted image fails with ACCESS then.
+   */
+  readonly secret?: Secret | undefined
   /** Is told what the user should know although the image opens: one line. Default: nothing is said. */
   readonly warn?: (message: string) => void
 }
@@ -45,6 +63,7 @@ export function chainOptions(options: OpenOptions): ChainOptions {
     lock: options.lock ?? true,
     parents: true,
     syncAtClose: options.syncAtClose,
+    secret: secretFunction(options.secret),
     warn: (message) => options.warn?.(printable(message)),
   }
 }
@@ -61,11 +80,16 @@ export function openImage(path: string, options: OpenOptions = {}): Image {
   try {
     if (layers[0]!.guessedRaw && !chain.readOnly)
       options.warn?.(`${basename(path)}: no format was recognised, so it is taken as raw; say --format raw if it is`)
-    return Image.first(makeShape(layers, chain.readOnly, options), layers.flatMap(filesOf))
+    return imageOver(layers, { ...options, readOnly: chain.readOnly })
   } catch (error) {
     closeLayers(layers)
     throw error
   }
+}
+
+/** An image over layers that are open already, top first. Closing it closes them. */
+export function imageOver(layers: readonly Layer[], options: OpenOptions = {}): Image {
+  return Image.first(makeShape(layers, options.readOnly ?? false, options), layers.flatMap(filesOf))
 }
 
 /**
@@ -80,11 +104,12 @@ export function openStorages(storages: readonly Storage[], options: OpenOptions 
     const format = name === undefined ? detectFormat(storage) : findFormat(name)
     const readOnly = depth > 0 || (options.readOnly ?? false)
     const warn = (message: string) => options.warn?.(printable(`${path}: ${message}`))
-    const opened = format.open({ storage, path, readOnly, warn })
+    const secret = secretFunction(options.secret)
+    const opened = format.open({ storage, path, readOnly, ...(secret && { secret }), warn })
     const guessedRaw = name === undefined && format.name === 'raw'
     return { path, format, guessedRaw, storage: opened.storage ?? storage, files: [], snapshot: undefined, opened }
   })
-  return Image.first(makeShape(layers, options.readOnly ?? false, options), layers.flatMap(filesOf))
+  return imageOver(layers, options)
 }
 
 function filesOf(layer: Layer): Storage[] {
@@ -121,4 +146,19 @@ function makeShape(layers: readonly Layer[], readOnly: boolean, options: OpenOpt
     layers: described,
     shape,
   }
+}
+
+/** Whether opening an image takes a secret. What cannot be opened needs none: opening it says what is wrong. */
+export function needsSecret(path: string, options: OpenOptions = {}): boolean {
+  let asked = false
+  const secret = () => {
+    asked = true
+    return undefined
+  }
+  try {
+    closeLayers(openChain(path, chainOptions({ ...options, readOnly: true, lock: false, secret, warn: () => {} })))
+  } catch (error) {
+    if (!(error instanceof VdiskError)) throw error
+  }
+  return asked
 }

@@ -1,8 +1,9 @@
 /** Gives an image another size, whatever its format. */
 
+import type { ByteRange } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { type ChainOptions, closeLayers, openChain } from './chain.js'
-import { chainOptions } from './open.js'
+import { chainOptions, openImage } from './open.js'
 
 export interface ResizeRequest {
   /** Bytes: the new size, or with `relative` how much larger (or, below 0, smaller) it becomes. */
@@ -21,8 +22,26 @@ export interface ResizeRequest {
  */
 export function resizeImage(path: string, request: ResizeRequest): { before: number; after: number } {
   const { format, backingDirs, warn } = request
-  const chain = chainOptions({ format, readOnly: false, ...(backingDirs && { backingDirs }), ...(warn && { warn }) })
-  const layers = openChain(path, chain)
+  const options = { format, readOnly: false, ...(backingDirs && { backingDirs }), ...(warn && { warn }) }
+  const { before, after, left } = resizeLayer(path, request, chainOptions(options))
+  if (left) {
+    const image = openImage(path, options)
+    try {
+      image.zero(left.start, left.length, false)
+      image.flush()
+    } finally {
+      image.close()
+    }
+  }
+  return { before, after }
+}
+
+function resizeLayer(
+  path: string,
+  request: ResizeRequest,
+  chain: ChainOptions,
+): { before: number; after: number; left: ByteRange | undefined } {
+  const layers = openChain(path, { ...chain, parents: false })
   try {
     const { format: kind, opened, storage, files } = layers[0]!
     const before = opened.size
@@ -31,9 +50,15 @@ export function resizeImage(path: string, request: ResizeRequest): { before: num
     if (!kind.resize) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} cannot be resized`, { path })
     if (after < before && !request.shrink)
       throw new VdiskError('USAGE', `from ${before} to ${after} bytes: what is cut off is lost; say --shrink`, { path })
-    if (after === before) return { before, after }
-    kind.resize(opened.layout, [storage, ...files], after, layers[1]?.opened.size)
-    return { before, after: sizeOf(path, chain) }
+    if (after === before) return { before, after, left: undefined }
+    let left: ByteRange | undefined
+    kind.resize(opened.layout, [storage, ...files], after, {
+      below: () => parentSize(path, chain),
+      zeroLater: (range) => {
+        left = range
+      },
+    })
+    return { before, after: sizeOf(path, chain), left }
   } finally {
     closeLayers(layers)
   }
@@ -44,6 +69,16 @@ function sizeOf(path: string, options: ChainOptions): number {
   const layers = openChain(path, { ...options, readOnly: true, lock: false, parents: false, warn: () => {} })
   try {
     return layers[0]!.opened.size
+  } finally {
+    closeLayers(layers)
+  }
+}
+
+/** Bytes of the disk under this one; 0: there is none. @throws what opening the parents throws */
+function parentSize(path: string, chain: ChainOptions): number {
+  const layers = openChain(path, { ...chain, readOnly: true, lock: false, warn: () => {} })
+  try {
+    return layers[1]?.opened.size ?? 0
   } finally {
     closeLayers(layers)
   }

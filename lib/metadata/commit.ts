@@ -111,6 +111,7 @@ export class Committer {
 
   #run(number: number): void {
     const metadata = this.#metadata
+    metadata.countSync()
     const staged = this.#snapshot()
     if (trace.enabled) trace('commit %d: %d sectors of metadata', number, staged.length)
     let written = false
@@ -143,6 +144,7 @@ export class Committer {
     metadata.lock.acquireExclusive()
     try {
       metadata.space.seal()
+      views.control[Control.COMMIT_WANTED] = 0
       const count = views.control[Control.DIRTY_SECTORS]!
       if (count === 0) return staged
       if (count > views.stagedFile.length)

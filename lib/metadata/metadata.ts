@@ -17,8 +17,16 @@ import { SpaceList } from './space.js'
 
 const trace = makeTrace('metadata')
 
+/** Bytes to sectors. */
+const SECTOR_SHIFT = 9
+
 /** How long a thread sleeps before it looks again whether another has filled the page that it wants. */
 const FILL_NAP_MS = 100
+
+/** Where no more than this is written between commits, the next one is expected soon. Sectors: 64 MiB. */
+const OFTEN = 2 ** 17
+/** Then write-back begins whenever so much was written: 2 to this power sectors, 1 MiB. */
+const EARLY_SHIFT = 11
 
 /** Thrown where metadata is needed that is not cached: the caller lets go of the lock, calls `load`, tries again. */
 export class PageMiss {
@@ -56,6 +64,7 @@ export class Metadata {
   /** This thread's count of what it found in the cache, at index 0. */
   readonly hits: Float64Array
   readonly #views: SharedViews
+  readonly #writable: readonly FileRef[]
   readonly #committer: Committer
   readonly #scratch = new Uint8Array(PAGE)
   #sectorLimit: number
@@ -86,6 +95,7 @@ export class Metadata {
     this.growth = new Mutex(views.control, Control.GROWTH_MUTEX, thread, this.lock)
     this.cache = new PageCache(shape, views)
     this.space = new SpaceList(views, this.lock, files, writable[0] ?? 0)
+    this.#writable = writable.map((file) => files[file]!)
     this.#committer = new Committer(this, views, files, writable, writeOut)
     this.#sectorLimit = views.stagedFile.length
     this.#pageLimit = shape.pages / 2
@@ -195,8 +205,10 @@ export class Metadata {
       fillMask[slot] = 0
       fillBusy[slot] = 0
       if (filled) {
-        for (let s = 0; s < 8; s++)
-          if ((mask >> s) & 1) data.set(this.#scratch.subarray(512 * s, 512 * s + 512), slot * PAGE + 512 * s)
+        if (mask === 0xff) data.set(this.#scratch, slot * PAGE)
+        else
+          for (let s = 0; s < 8; s++)
+            if ((mask >> s) & 1) data.set(this.#scratch.subarray(512 * s, 512 * s + 512), slot * PAGE + 512 * s)
         valid[slot] = valid[slot]! | mask
       }
       filling[this.thread] = 0
@@ -224,6 +236,7 @@ export class Metadata {
       this.lock.acquireExclusive()
       const reserved = c[Control.RESERVED]! + sectors
       const fits =
+        c[Control.COMMIT_WANTED] === 0 &&
         c[Control.DIRTY_SECTORS]! + reserved <= this.#sectorLimit &&
         c[Control.DIRTY_PAGES]! + reserved <= this.#pageLimit
       if (fits) {
@@ -250,6 +263,21 @@ export class Metadata {
     v.reserved[thread] = 0
   }
 
+  /** Has the next change begin with a commit, because a list of what waits for one is filling. Exclusive lock. */
+  wantCommit(): void {
+    this.#views.control[Control.COMMIT_WANTED] = 1
+  }
+
+  /** The number of a commit that takes a change with it which is made now, under the exclusive lock. */
+  get nextCommit(): number {
+    return Atomics.load(this.#views.control, Control.COMMITS_STARTED) + 1
+  }
+
+  /** The number of the newest commit that is durable. */
+  get lastCommit(): number {
+    return Atomics.load(this.#views.control, Control.COMMITS_DONE)
+  }
+
   /** Writes all metadata that is dirty now out, in order, and makes it and all data durable. See `Committer`. */
   commit(): void {
     this.#committer.commit()
@@ -263,6 +291,25 @@ export class Metadata {
   /** To be called after every write to a file of the top layer, before anybody is told that it is done. */
   wrote(file: number): void {
     if (Atomics.load(this.#views.unsynced, file) === 0) Atomics.store(this.#views.unsynced, file, 1)
+  }
+
+  /**
+   * To be called after every write of guest data. Where syncs come often, the host is told early to bring the data to its
+   * disk, so that the next sync has less to wait for.
+   */
+  written(bytes: number): void {
+    const c = this.#views.control
+    const before = Atomics.add(c, Control.WRITTEN, bytes >> SECTOR_SHIFT)
+    if (c[Control.SYNCED_OFTEN] === 0) return
+    if (before >> EARLY_SHIFT === (before + (bytes >> SECTOR_SHIFT)) >> EARLY_SHIFT) return
+    for (const { storage } of this.#writable) storage.startWriteBack?.()
+  }
+
+  /** A commit begins. */
+  countSync(): void {
+    const c = this.#views.control
+    const written = Atomics.exchange(c, Control.WRITTEN, 0)
+    c[Control.SYNCED_OFTEN] = written <= OFTEN ? 1 : 0
   }
 
   /** True where something that was written may not be durable yet: also while a commit is under way. */

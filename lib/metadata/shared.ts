@@ -44,6 +44,12 @@ export const Control = {
   MISSES: 16,
   EVICTIONS: 17,
   BARRIER_MUTEX: 18,
+  /** Guest data in sectors that was written since the last commit began. */
+  WRITTEN: 19,
+  /** 1 where little was written between the last two commits: somebody syncs often. */
+  SYNCED_OFTEN: 20,
+  /** 1 where what waits for a commit should wait no longer: the next change begins with one. */
+  COMMIT_WANTED: 21,
   WORDS: 32,
 } as const
 

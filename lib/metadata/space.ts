@@ -49,6 +49,7 @@ export class SpaceList {
     v.pendingLength[n] = length
     v.pendingFile[n] = this.#file
     v.control[Control.SPACE_PENDING] = n + 1
+    if (n > this.#capacity / 2) v.control[Control.COMMIT_WANTED] = 1
   }
 
   /**
@@ -98,6 +99,32 @@ export class SpaceList {
       return offset
     }
     return -1
+  }
+
+  /** How many ranges are ready, of how many that can be remembered. */
+  get crowd(): { readonly ready: number; readonly capacity: number } {
+    return { ready: this.#v.control[Control.SPACE_READY]!, capacity: this.#capacity }
+  }
+
+  /** Up to so many of the newest ready ranges of the file, which stay where they are. Exclusive lock. */
+  newest(count: number): { readonly offset: number; readonly length: number }[] {
+    const v = this.#v
+    const found: { offset: number; length: number }[] = []
+    for (let i = v.control[Control.SPACE_READY]! - 1; i >= 0 && found.length < count; i--)
+      if (v.readyFile[i] === this.#file) found.push({ offset: v.readyOffset[i]!, length: v.readyLength[i]! })
+    return found
+  }
+
+  /** Takes the first bytes of the ready range that begins at `offset`. Exclusive lock. */
+  takeAt(offset: number, length: number): void {
+    const v = this.#v
+    for (let i = v.control[Control.SPACE_READY]! - 1; i >= 0; i--) {
+      if (v.readyOffset[i] !== offset || v.readyFile[i] !== this.#file) continue
+      v.readyOffset[i] = offset + length
+      v.readyLength[i] = v.readyLength[i]! - length
+      if (v.readyLength[i] === 0) this.#removeReady(i)
+      return
+    }
   }
 
   /** Adds space that nothing refers to, found by a scan: punches it and makes it takeable. No lock held. */

@@ -29,6 +29,10 @@ export interface MountOptions {
   readonly format?: string | undefined
   /** The snapshot inside the image that is shown. */
   readonly snapshot?: string | undefined
+  /** Absolute path of the overlay that takes what is written. */
+  readonly overlay?: string | undefined
+  /** What is written goes to a file without a name, and is gone at the end. */
+  readonly temporary?: boolean | undefined
   readonly transport: string
   readonly backingDirs: readonly string[]
   readonly workers?: number | undefined

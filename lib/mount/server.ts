@@ -6,7 +6,8 @@
 import { statSync } from 'node:fs'
 import { basename } from 'node:path'
 import type { Image } from '../image/image.js'
-import { openImage } from '../image/open.js'
+import { type OpenOptions, openImage } from '../image/open.js'
+import { openOverlay, temporaryFolder } from '../image/overlay.js'
 import { type PartitionTable, readPartitionTable } from '../partitions/table.js'
 import { Attachment } from './attachment.js'
 import { LiveMount } from './life.js'
@@ -22,6 +23,8 @@ export interface ServerConfig {
   /** As the user wrote it, made absolute. Undefined: `attach`, a private folder and a loop device over what is in it. */
   readonly mountpoint: string | undefined
   readonly options: MountOptions
+  /** The passphrase of an encrypted image, in base64. It is told on standard input only, and shown nowhere. */
+  readonly secret?: string | undefined
   /** Where standard error goes; none in the foreground. */
   readonly log: string | undefined
 }
@@ -68,20 +71,23 @@ async function begin(
   listener: Listener,
 ): Promise<LiveMount> {
   const { options } = config
-  const image = openImage(config.image, {
+  const image = open(config.image, options, {
     readOnly: options.readOnly,
     format: options.format,
     snapshot: options.snapshot,
     backingDirs: options.backingDirs,
     threads: transport.threads(options),
+    ...(config.secret === undefined ? {} : { secret: Buffer.from(config.secret, 'base64') }),
     warn: listener.warning,
     ...(options.cacheSize === undefined ? {} : { cacheSize: options.cacheSize }),
   })
   let entry: RegistryEntry | undefined
   try {
+    // A temporary overlay has no name any more that could be hidden.
+    const named = options.temporary ? image.layers.slice(1) : image.layers
     refuseHiding(
       mountpoint,
-      image.layers.map((layer) => layer.path),
+      named.map((layer) => layer.path),
     )
     const attached = config.mountpoint === undefined
     const table = attached || options.partitions ? partitionTable(image, attached, listener) : undefined
@@ -100,6 +106,14 @@ async function begin(
   }
 }
 
+function open(path: string, { overlay, temporary }: MountOptions, options: OpenOptions): Image {
+  if (overlay === undefined && !temporary) return openImage(path, options)
+  const image = openOverlay(path, overlay, options)
+  if (temporary)
+    options.warn?.(`what is written goes to an unnamed file in ${temporaryFolder()}, and is gone at the unmounting`)
+  return image
+}
+
 /** What is wrong with the table is for the user to know. `attached`: a disk without one is nothing to speak of. */
 function partitionTable(image: Image, attached: boolean, listener: Listener): PartitionTable {
   const table = readPartitionTable(image, image.sectorSize)
@@ -110,6 +124,8 @@ function partitionTable(image: Image, attached: boolean, listener: Listener): Pa
 }
 
 function newEntry({ image: path, options, log }: ServerConfig, mountpoint: string, image: Image): RegistryEntry {
-  const { format, size } = image
+  const { size } = image
+  // Of the image that was named, whatever lies over it.
+  const { format } = image.layers[options.overlay !== undefined || options.temporary ? 1 : 0]!
   return { mountpoint, image: path, format, size, ...thisProcess(), options, log, statistics: true, phase: 'starting' }
 }

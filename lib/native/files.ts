@@ -3,7 +3,7 @@
  * All throw a SystemCallError and say nothing about paths; `storage/` puts them in the project's terms.
  */
 
-import { fallocate, fcntl, lseek, type SystemCallError, syncFileRange } from './libc.js'
+import { fallocate, fcntl, lseek, type SystemCallError, syncFileRange, syncFileRangeAsync } from './libc.js'
 
 // fallocate(2)
 const FALLOC_FL_KEEP_SIZE = 0x01
@@ -59,9 +59,14 @@ export function seekEnd(fd: number): number {
 // sync_file_range(2)
 const SYNC_FILE_RANGE_WRITE = 2
 
-/** Begins to write all dirty pages of a file to its disk, in another thread. Promises nothing, and never fails. */
-export async function beginWriteback(fd: number): Promise<void> {
-  await syncFileRange(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+/** Begins to write all dirty pages of a file to its disk. Promises nothing. */
+export function beginWriteback(fd: number): void {
+  syncFileRange(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+}
+
+/** The same in another thread; never fails. */
+export async function beginWritebackAsync(fd: number): Promise<void> {
+  await syncFileRangeAsync(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
 }
 
 // fcntl(2), "Open file description locks"

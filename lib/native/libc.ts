@@ -99,6 +99,16 @@ function bind(prototype: string): ReturnType<Library['func']> {
   return library.func(prototype)
 }
 
+/** A shared library that may be there or not: binds its functions by their prototypes. Undefined: it is not there. */
+export function openLibrary(file: string): ((prototype: string) => ReturnType<Library['func']>) | undefined {
+  try {
+    const library = loadKoffi().load(file)
+    return (prototype) => library.func(prototype)
+  } catch {
+    return undefined
+  }
+}
+
 export const fcntl = declareLibc<[fd: number, command: number, argument: ArrayBufferView | null]>(
   'int fcntl(int fd, int command, void *argument)',
 )
@@ -115,6 +125,7 @@ export const ioctl = declareLibc<[fd: number, request: number, argument: ArrayBu
   'int ioctl(int fd, unsigned long request, void *argument)',
 )
 
-export const syncFileRange = declareLibcAsync<[fd: number, offset: number, length: number, flags: number]>(
-  'int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)',
-)
+const SYNC_FILE_RANGE = 'int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)'
+type SyncFileRange = [fd: number, offset: number, length: number, flags: number]
+export const syncFileRange = declareLibc<SyncFileRange>(SYNC_FILE_RANGE)
+export const syncFileRangeAsync = declareLibcAsync<SyncFileRange>(SYNC_FILE_RANGE)

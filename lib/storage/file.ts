@@ -17,6 +17,7 @@ import {
 } from 'node:fs'
 import {
   beginWriteback,
+  beginWritebackAsync,
   preallocate,
   punchHole,
   seekData,
@@ -48,6 +49,7 @@ export class FileStorage implements Storage {
   readonly #syncAtClose: boolean
   #canPunch = true
   #canZero = true
+  #canWriteBack = true
 
   /**
    * @param owned false for the view of another thread: `close` then leaves the descriptor open.
@@ -124,7 +126,17 @@ export class FileStorage implements Storage {
   }
 
   async writeBack(): Promise<void> {
-    if (!this.readOnly) await beginWriteback(this.#fd)
+    if (!this.readOnly) await beginWritebackAsync(this.#fd)
+  }
+
+  startWriteBack(): void {
+    if (!this.#canWriteBack) return
+    try {
+      beginWriteback(this.#fd)
+    } catch {
+      // Whatever it is, the sync that follows says so to somebody who can do something about it.
+      this.#canWriteBack = false
+    }
   }
 
   #sync(): void {

@@ -72,6 +72,9 @@ export interface Storage {
   /** Begins to bring what was written to the disk, so that a later sync takes less time. Resolves when it has begun. */
   writeBack?(): Promise<void>
 
+  /** The same, for threads that wait for nothing: returns when it has begun. Promises nothing and throws nothing. */
+  startWriteBack?(): void
+
   /** A description for other threads; see `attachStorage`. */
   handle(): StorageHandle
 

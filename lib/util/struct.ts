@@ -112,6 +112,22 @@ export const u64OrNone: FieldType<number | undefined> = {
   },
 }
 
+/** 64 flags, as the ascending numbers of those that are set: bit 0 is the lowest. */
+export const bits64: FieldType<readonly number[]> = {
+  width: 8,
+  read({ view, little }, at) {
+    const value = view.getBigUint64(at, little)
+    return Array.from({ length: 64 }, (_, bit) => bit).filter((bit) => ((value >> BigInt(bit)) & 1n) === 1n)
+  },
+  write({ view, little }, at, bits) {
+    view.setBigUint64(
+      at,
+      bits.reduce((value, bit) => value | (1n << BigInt(bit)), 0n),
+      little,
+    )
+  },
+}
+
 function bytesAt(view: DataView, at: number, length: number): Uint8Array {
   return new Uint8Array(view.buffer, view.byteOffset + at, length)
 }

@@ -1,8 +1,10 @@
 // Opening must not cost more for a large disk than for a small one: time to mount, and resident memory of the server,
-// for an empty VHD of 1 GiB against one of 2040 GiB, right after mounting and after reads all over the disk.
+// for an empty VHD of 1 GiB against one of 2040 GiB, right after mounting and after reads all over the disk. And what
+// each worker takes: resident memory after parallel reading, by the most workers that were allowed.
 //   npm run build && node scripts/bench/memory.mjs [--json]
 
-import { spawnSync } from 'node:child_process'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
 import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -56,6 +58,30 @@ function round(image, mountpoint) {
   }
 }
 
+const WORKERS = [1, 2, 4, 8]
+
+/** Resident memory, and threads in all, of a server whose workers were all wanted at once. */
+async function withWorkers({ image, mountpoint }, workers) {
+  vdiskfs('mount', '--workers', String(workers), image, mountpoint)
+  try {
+    const pid = serverOf(mountpoint)
+    const from = (i) => [
+      `if=${mountpoint}/disk.raw`,
+      'of=/dev/null',
+      'bs=1M',
+      'count=256',
+      `skip=${64 * i}`,
+      'iflag=direct',
+    ]
+    const readers = WORKERS.concat(WORKERS).map((_, i) => spawn('dd', [...from(i), 'status=none'], { stdio: 'ignore' }))
+    await Promise.all(readers.map((reader) => once(reader, 'exit')))
+    const threads = Number(/^Threads:\s*(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))[1])
+    return { workers, resident: resident(pid), threads }
+  } finally {
+    vdiskfs('umount', mountpoint)
+  }
+}
+
 /** An empty image of a size, and where to mount it. */
 function prepare(folder, size) {
   const image = join(folder, `${size}.vhd`)
@@ -77,11 +103,14 @@ function measure(disks) {
 
 const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-bench-'))
 try {
-  const results = measure(SIZES.map((size) => prepare(folder, size)))
+  const disks = SIZES.map((size) => prepare(folder, size))
+  const results = measure(disks)
+  const byWorkers = []
+  for (const workers of WORKERS) byWorkers.push(await withWorkers(disks[0], workers))
   const [small, large] = results
   const ratio = { size: 'ratio' }
   for (const name of ['milliseconds', 'mounted', 'read']) ratio[name] = large[name] / small[name]
-  if (process.argv.includes('--json')) console.log(JSON.stringify({ results, ratio }, undefined, 2))
+  if (process.argv.includes('--json')) console.log(JSON.stringify({ results, ratio, byWorkers }, undefined, 2))
   else {
     console.log(`Empty VHDs, median of ${ROUNDS} mounts (Node ${process.version}):`)
     console.log('size        mount, ms   resident, MiB   after reads, MiB')
@@ -89,6 +118,9 @@ try {
       [size.padEnd(8), ...Object.values(values).map((v, i) => v.toFixed(digits).padStart([12, 16, 19][i]))].join('')
     for (const result of results) console.log(row(result, 0))
     console.log(row(ratio, 2))
+    console.log('workers allowed   resident, MiB   threads')
+    for (const { workers, resident, threads } of byWorkers)
+      console.log(`${String(workers).padStart(15)}${resident.toFixed(0).padStart(16)}${String(threads).padStart(10)}`)
   }
 } finally {
   rmSync(folder, { recursive: true, force: true })

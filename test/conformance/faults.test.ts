@@ -7,7 +7,7 @@ import type { Storage } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
 import { History } from '../crash/history.js'
 import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
-import { createInMemory, randomBytes, type Variant, variants } from '../model/variants.js'
+import { createInMemory, randomBytes, secret, type Variant, variants } from '../model/variants.js'
 
 const SEED = 9
 const STEPS = 24
@@ -43,6 +43,7 @@ class Life {
 
   #open(): Image {
     this.#image ??= openStorages(this.#storages, {
+      secret,
       warn: (message) => {
         if (!this.#variant.unclean?.test(message)) throw new Error(message)
       },

@@ -38,7 +38,7 @@ t.test('the content decides; raw is what nothing else is', async (t) => {
 
 t.test('what looks like a format that is not known is not taken for a disk', async (t) => {
   const cases: [string, number, number[]][] = [
-    ['QCOW2', 0, [0x51, 0x46, 0x49, 0xfb, 0, 0, 0, 3]],
+    ['QED', 0, [0x51, 0x45, 0x44, 0, 0, 0, 1, 0]],
     ['VMDK', 0, [0x4b, 0x44, 0x4d, 0x56, 1, 0, 0, 0]],
     ['VDI', 0x40, [0x7f, 0x10, 0xda, 0xbe, 1, 0, 1, 0]],
   ]

@@ -338,3 +338,28 @@ t.test('zeros in a disk of one run are one call', async (t) => {
   t.same(called(), [`punch ${9 * BLOCK} at 100`])
   t.equal(runs(read(image)), `1*100 0*${9 * BLOCK} 1*3996`)
 })
+
+t.test('the host is told early to write back where syncs come often, and only there', async (t) => {
+  const MiB = 2 ** 20
+  let begun = 0
+  const storage = MemoryStorage.create({ maxSize: 128 * MiB })
+  storage.truncate(128 * MiB)
+  const image = openStorages([Object.assign(storage, { startWriteBack: () => begun++ })], { format: 'raw' })
+  const bytes = new Uint8Array(MiB / 2)
+  const write = (count: number) => {
+    for (let i = 0; i < count; i++) image.write(bytes, 0, bytes.length, i * bytes.length)
+    return begun
+  }
+  t.equal(write(20), 0, 'nobody has synced yet')
+  image.flush()
+  t.equal(write(1), 0, 'too little')
+  t.equal(write(1), 1)
+  t.equal(write(4), 3, 'once a MiB')
+  image.flush()
+  t.equal(write(1), 3, 'counted from the last sync')
+  write(200)
+  image.flush()
+  begun = 0
+  t.equal(write(20), 0, 'the last sync came late')
+  image.close()
+})

@@ -4,7 +4,7 @@ import { randomFrom } from '../metadata/fixtures/metadata.js'
 import { must } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 import { createFiles, enlarge, open } from './files.js'
-import { randomBytes, type Variant, variants } from './variants.js'
+import { forQemu, randomBytes, type Variant, variants } from './variants.js'
 
 const MiB = 2 ** 20
 const STEPS = 500
@@ -78,9 +78,11 @@ function zerosOf(image: ReturnType<typeof open>, model: Uint8Array): string | un
 }
 
 function askQemu(folder: string, path: string, variant: Variant, model: Uint8Array): string | undefined {
+  const known = forQemu({ ...variant, qemu: variant.format.name === 'qcow2' ? 'qcow2' : variant.qemu }, path)
+  if (variant.format.name === 'qcow2') must('qemu-img', ['check', '-q', ...known!])
   if (!variant.qemu) return undefined
   const raw = join(folder, 'qemu.raw')
-  must('qemu-img', ['convert', '-f', variant.qemu, '-O', 'raw', path, raw])
+  must('qemu-img', ['convert', '-O', 'raw', ...known!, raw])
   const disk = open(raw, { ...variant, format: variants.find(({ format }) => format.name === 'raw')!.format })
   const bytes = new Uint8Array(disk.size)
   disk.read(bytes, 0, disk.size, 0)

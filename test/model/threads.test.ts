@@ -7,7 +7,7 @@ import { temporaryFolder } from '../support/temp.js'
 import { createFiles, enlarge, open } from './files.js'
 import type { WorkerSetting } from './fixtures/worker.js'
 import { SECTOR, stampFault } from './stamps.js'
-import { type Variant, variants } from './variants.js'
+import { forQemu, type Variant, variants } from './variants.js'
 
 const SIZE = 6 * 2 ** 20
 const THREADS = 5
@@ -49,8 +49,9 @@ for (const small of variants) {
     const { folder, path, model, before, after } = await work(t, variant, 'own', 300)
     t.equal(Buffer.compare(before, model), 0, 'all of it at the end')
     t.equal(Buffer.compare(after, model), 0, 'all of it when it was opened again')
-    if (!variant.qemu) return
-    must('qemu-img', ['convert', '-f', variant.qemu, '-O', 'raw', path, join(folder, 'qemu.raw')])
+    const known = forQemu(variant, path)
+    if (!known) return
+    must('qemu-img', ['convert', '-O', 'raw', ...known, join(folder, 'qemu.raw')])
     const raw = open(join(folder, 'qemu.raw'), variants.find(({ format }) => format.name === 'raw')!)
     const theirs = new Uint8Array(raw.size)
     raw.read(theirs, 0, raw.size, 0)

@@ -25,6 +25,9 @@ export interface Variant {
 
 const KiB = 1024
 
+/** The passphrase of the kinds that are encrypted; the others do not ask for it. */
+export const secret = Buffer.from('a passphrase')
+
 /** Room for images in memory, in bytes. */
 const ROOM = 2 ** 28
 
@@ -58,6 +61,40 @@ const KINDS: Readonly<Record<string, readonly Omit<Variant, 'format' | 'name'>[]
       parent: { format: 'vhdx', options: ['block_size=1M', 'logical_sector_size=4096'], size: 500 * KiB },
     },
   ],
+  qcow2: [
+    { options: [], size: 300 * KiB + 1536, qemu: 'qcow2' },
+    { options: ['cluster_size=512'], size: 300 * KiB + 512, qemu: 'qcow2' },
+    { options: ['cluster_size=4K', 'compat=0.10'], size: 700 * KiB, qemu: 'qcow2' },
+    { options: ['cluster_size=16K', 'extended_l2=on', 'refcount_bits=1'], size: 500 * KiB, qemu: 'qcow2' },
+    {
+      options: ['cluster_size=2K', 'refcount_bits=64', 'lazy_refcounts=on'],
+      size: 400 * KiB,
+      qemu: 'qcow2',
+      unclean: UNCLEAN,
+    },
+    {
+      options: ['cluster_size=16K'],
+      size: 500 * KiB + 512,
+      parent: { format: 'qcow2', options: ['cluster_size=4K'], size: 400 * KiB + 512 },
+    },
+    {
+      options: ['cluster_size=32K', 'extended_l2=on'],
+      size: 300 * KiB,
+      parent: { format: 'raw', options: [], size: 400 * KiB },
+    },
+    // Without the derivation of a key, which would take much of the tests' time.
+    { options: ['encrypt.format=aes', 'cluster_size=4K'], size: 300 * KiB + 1536, qemu: 'qcow2' },
+    {
+      options: ['encrypt.format=aes', 'cluster_size=16K', 'extended_l2=on'],
+      size: 300 * KiB,
+      parent: { format: 'raw', options: [], size: 200 * KiB + 512 },
+    },
+    {
+      options: ['cluster_size=1K', 'compat=0.10'],
+      size: 200 * KiB,
+      parent: { format: 'qcow2', options: ['extended_l2=on'], size: 200 * KiB },
+    },
+  ],
   vhd: [
     { options: ['subformat=fixed'], size: 200 * KiB, qemu: 'vpc' },
     { options: ['block_size=64K'], size: 300 * KiB + 1536, qemu: 'vpc' },
@@ -85,10 +122,18 @@ export const variants: readonly Variant[] = formats.flatMap((format) =>
   })),
 )
 
+/** What tells qemu-img of an image of this kind; undefined where it cannot read it. */
+export function forQemu({ qemu, options }: Variant, path: string): string[] | undefined {
+  if (qemu === undefined) return undefined
+  if (!options.some((option) => option.startsWith('encrypt'))) return ['-f', qemu, path]
+  const encrypted = `driver=${qemu},encrypt.key-secret=s,file.filename=${path}`
+  return ['--object', `secret,id=s,data=${secret}`, '--image-opts', encrypted]
+}
+
 /** Writes an empty image. */
 export function create(format: Format, storage: Storage, size: number, options: readonly string[], backing?: Backing) {
   const values = parseOptions(format.name, format.createOptions, options)
-  format.create({ storage, path: `/${storage.path}`, size, options: values, backing })
+  format.create({ storage, path: `/${storage.path}`, size, options: values, secret: () => secret, backing })
   storage.sync()
 }
 
@@ -111,7 +156,7 @@ export function createInMemory(variant: Variant, random: () => number): Chain {
   const below = MemoryStorage.create({ path: 'parent', maxSize: ROOM })
   const parentFormat = formats.find(({ name }) => name === parent.format)!
   create(parentFormat, below, parent.size, parent.options)
-  const image = openStorages([below])
+  const image = openStorages([below], { secret })
   for (let i = 0; i < 12; i++) {
     const length = Math.ceil(random() * 20000)
     const offset = Math.floor(random() * (parent.size - length))

@@ -1,6 +1,5 @@
 /** `vdiskfs attach IMAGE`. */
 
-import { resolve } from 'node:path'
 import { partitionDevice } from '../../mount/loop.js'
 import type { RegistryEntry } from '../../mount/registry.js'
 import { startMount } from '../../mount/start.js'
@@ -8,13 +7,12 @@ import { VdiskError } from '../../util/errors.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { json } from '../output.js'
-import { mountOptions, stay } from './mount.js'
+import { mountRequest, stay } from './mount.js'
 
 export async function run(args: Arguments, io: Io): Promise<number> {
   if (process.getuid!() !== 0)
     throw new VdiskError('ACCESS', 'attach: only root can set up loop devices; vdiskfs mount works for every user')
-  const image = resolve(args.positionals[0]!)
-  const request = { image, mountpoint: undefined, options: mountOptions(args) }
+  const request = mountRequest(args, args.positionals[0]!, undefined, io)
   const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
   const print = (entry: RegistryEntry) => io.out(args.has('json') ? json(facts(entry)) : `${entry.loop}\n`)
   if (args.has('foreground')) await stay(request, warn, print)

@@ -4,7 +4,8 @@ import { compareImages } from '../../image/compare.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { errorLine } from '../main.js'
-import { ProgressBar } from '../progress.js'
+import { progressBar } from '../progress.js'
+import { secretOf } from '../secret.js'
 
 const Code = { SAME: 0, DIFFERENT: 1, FAILED: 2 } as const
 
@@ -14,15 +15,15 @@ export function run(args: Arguments, io: Io): number {
   const say = (line: string) => {
     if (!quiet) io.out(`${line}\n`)
   }
-  const shown = !quiet && (args.has('progress') || io.errColumns !== undefined)
-  const bar = shown ? new ProgressBar(io) : undefined
+  const bar = progressBar(args, io)
   try {
     const { sizes, difference } = compareImages(first, second, {
       formats: [args.value('format'), args.value('second-format')],
       strict: args.has('strict'),
+      secret: secretOf({ file: args.value('secret'), image: first }, io),
       backingDirs: args.values('backing-dir'),
       warn: (text) => io.err(`vdiskfs: ${text}\n`),
-      onProgress: bar && ((position, size) => bar.show({ copied: position, total: size, position, size })),
+      onProgress: bar && ((position, size) => bar.showPosition(position, size)),
     })
     bar?.end()
     if (sizes[0] !== sizes[1] && difference?.what !== 'size')

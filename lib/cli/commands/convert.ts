@@ -5,7 +5,8 @@ import { convert } from '../../image/convert/convert.js'
 import { parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
-import { ProgressBar } from '../progress.js'
+import { progressBar } from '../progress.js'
+import { readSecret, secretOf } from '../secret.js'
 import { interruptible } from '../signals.js'
 import { parseCount } from '../values.js'
 import { details as formatOptions } from './create.js'
@@ -14,8 +15,8 @@ export function run(args: Arguments, io: Io): Promise<number> {
   const [source, target] = args.positionals as [string, string]
   const sparse = args.value('sparse-size')
   const threads = args.value('threads')
-  const shown = !args.has('quiet') && (args.has('progress') || io.errColumns !== undefined)
-  const bar = shown ? new ProgressBar(io) : undefined
+  const targetSecret = args.value('target-secret')
+  const bar = progressBar(args, io)
   return interruptible(async (signal) => {
     try {
       await convert(source, target, {
@@ -23,10 +24,13 @@ export function run(args: Arguments, io: Io): Promise<number> {
         format: findFormat(args.value('output-format') ?? 'raw').name,
         options: args.list('options'),
         snapshot: args.value('snapshot'),
+        secret: secretOf({ file: args.value('secret'), image: source }, io),
+        targetSecret: targetSecret === undefined ? undefined : readSecret(targetSecret),
         backing: args.value('backing'),
         backingFormat: args.value('backing-format'),
         backingDirs: args.values('backing-dir'),
         existing: args.has('no-create'),
+        compress: args.has('compress'),
         ...(sparse === undefined ? {} : { sparse: parseSize(sparse) }),
         ...(threads === undefined ? {} : { threads: parseCount('threads', threads, 1, MAX_THREADS) }),
         signal,

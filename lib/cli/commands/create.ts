@@ -8,6 +8,7 @@ import { formatSize, parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import { table } from '../help.js'
 import type { Io } from '../io.js'
+import { secretOf } from '../secret.js'
 
 export function run(args: Arguments, io: Io): number {
   const [path, sizeText] = args.positionals as [string, string | undefined]
@@ -17,6 +18,7 @@ export function run(args: Arguments, io: Io): number {
   const backing = args.value('backing')
   const options = args.list('options')
   const size = createImage(path, {
+    secret: secretOf({ file: args.value('secret'), image: path, chosen: true }, io),
     format: format.name,
     size: sizeText === undefined ? undefined : parseSize(sizeText),
     options,
@@ -51,7 +53,7 @@ export function details(): string {
 
 function valueText(spec: OptionSpec): string {
   if (spec.type === 'enum') return spec.values.join('|')
-  return { size: 'SIZE', boolean: 'on|off', string: 'TEXT' }[spec.type]
+  return { size: 'SIZE', number: 'N', boolean: 'on|off', string: 'TEXT' }[spec.type]
 }
 
 function helpOf(spec: OptionSpec): string {

@@ -6,6 +6,7 @@ import { formatSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { json, wantsJson } from '../output.js'
+import { snapshotTable } from './snapshot.js'
 
 export function run(args: Arguments, io: Io): number {
   const path = args.positionals[0]!
@@ -40,6 +41,7 @@ export function describe(info: ImageInfo): string {
   if (format !== undefined) lines.push(`backing file format: ${format}`)
   for (const [name, value] of Object.entries(info))
     if (!SHOWN.has(name)) lines.push(...factLines({ [name]: value } as Facts, ''))
+  if (info.snapshots) lines.push('Snapshot list:', snapshotTable(info.snapshots).trimEnd())
   const specific = info['format-specific']
   if (specific) lines.push('format specific information:', ...factLines(specific.data, '    '))
   return `${lines.join('\n')}\n`
@@ -54,6 +56,7 @@ const SHOWN: ReadonlySet<string> = new Set([
   'backing-filename',
   'full-backing-filename',
   'backing-filename-format',
+  'snapshots',
   'format-specific',
 ])
 

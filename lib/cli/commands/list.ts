@@ -75,6 +75,8 @@ function facts(entry: RegistryEntry, state: MountState) {
       transport: options.transport,
       ...(options.format === undefined ? {} : { format: options.format }),
       ...(options.snapshot === undefined ? {} : { snapshot: options.snapshot }),
+      ...(options.overlay === undefined ? {} : { overlay: options.overlay }),
+      ...(options.temporary ? { temporary: true } : {}),
       'backing-dirs': options.backingDirs,
       ...(options.workers === undefined ? {} : { workers: options.workers }),
       ...(options.cacheSize === undefined ? {} : { 'cache-size': options.cacheSize }),

@@ -6,14 +6,17 @@ import { parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
 import { wantsJson } from '../output.js'
+import { secretOf } from '../secret.js'
 
 /** Lines are given out in pieces of about this length: a map can have millions. */
 const PIECE = 1 << 16
 
 export function run(args: Arguments, io: Io): number {
   const lines = wantsJson(args) ? jsonLines : textLines
-  const image = openImage(args.positionals[0]!, {
+  const path = args.positionals[0]!
+  const image = openImage(path, {
     readOnly: true,
+    secret: secretOf({ file: args.value('secret'), image: path }, io),
     lock: false,
     format: args.value('format'),
     backingDirs: args.values('backing-dir'),
@@ -93,7 +96,7 @@ function* textLines(entries: Iterable<MapEntry>): Generator<string> {
   yield row('Offset', 'Length', 'Mapped to', 'File')
   for (const { start, length, data, compressed, offset, file } of entries) {
     if (!data) continue
-    const where = compressed || offset === undefined ? 'compressed' : hex(offset)
+    const where = compressed ? 'compressed' : offset === undefined ? 'encrypted' : hex(offset)
     yield row(hex(start), hex(length), where, file ?? '')
   }
 }

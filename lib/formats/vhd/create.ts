@@ -145,8 +145,8 @@ function checkBlockSize(blockSize: number, size: number): number {
   return blockSize
 }
 
-/** Lays the locators down one after the other, each in whole sectors. */
-function placeLocators(locators: readonly NewLocator[], start: number): { locators: Locator[]; end: number } {
+/** Lays locators down one after the other from `start` on, each in whole sectors. */
+export function placeLocators(locators: readonly NewLocator[], start: number): { locators: Locator[]; end: number } {
   let end = start
   const placed = Array.from({ length: LOCATORS }, (_, i): Locator => {
     const locator = locators[i]

@@ -8,7 +8,8 @@ import { BlockDriver } from './driver.js'
 import { vhdFacts } from './facts.js'
 import type { VhdLayout } from './layout.js'
 import { openVhd, probeVhd, VHD } from './open.js'
-import { resizeVhd } from './resize.js'
+import { rebaseVhd } from './rebase.js'
+import { emptyVhd, resizeVhd } from './resize.js'
 
 function attach(layout: VhdLayout, context: LayerContext): Driver {
   return layout.blocks ? new BlockDriver(layout, context) : new FlatDriver(layout.size, context)
@@ -27,5 +28,7 @@ export const vhd: Format<VhdLayout> = {
   create: createVhd,
   facts: vhdFacts,
   check: checkVhd,
-  resize: (layout, [storage], size, parentSize) => resizeVhd(layout, storage!, size, parentSize),
+  resize: (layout, [storage], size, help) => resizeVhd(layout, storage!, size, help),
+  rebase: (layout, [storage], context) => rebaseVhd(layout, storage!, context),
+  empty: (layout, [storage]) => emptyVhd(layout, storage!),
 }

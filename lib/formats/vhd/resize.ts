@@ -20,6 +20,7 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
+import type { ResizeHelp } from '../driver.js'
 import { encodeBatmap } from './batmap.js'
 import { encodeHeader } from './dynamic-header.js'
 import { encodeFooter, FOOTER_BYTES, type Footer } from './footer.js'
@@ -32,15 +33,14 @@ const PAGE = 4096
 
 /**
  * @param size bytes; rounded up to what the format, and the program that made the image, can say
- * @param parentSize of a differencing disk: bytes of the disk below
  * @throws USAGE for a size that it cannot have, CORRUPT, IO, NO_SPACE
  */
-export function resizeVhd(layout: VhdLayout, storage: Storage, size: number, parentSize?: number): void {
+export function resizeVhd(layout: VhdLayout, storage: Storage, size: number, help: ResizeHelp): void {
   const next = newFooter(layout, size)
   const bytes = next.currentSize
   if (bytes === layout.size) return
   if (bytes > layout.size) {
-    refuseParent(layout, parentSize)
+    refuseParent(layout, help)
     if (layout.blocks) new Enlargement(layout, storage, next).run()
     else growFixed(layout, storage, next)
   } else shrink(layout, storage, next)
@@ -57,9 +57,10 @@ function newFooter({ footer, path }: VhdLayout, size: number): Footer {
 }
 
 /** A block that is not there shows the parent, and there is no other way to say that it is zeros. */
-function refuseParent({ type, size, path }: VhdLayout, parentSize: number | undefined): void {
-  if (type !== 'differencing' || (parentSize !== undefined && parentSize <= size)) return
-  const text = `it has ${size} bytes, and what is new would show its parent, which has ${parentSize ?? 'an unknown number of'} bytes`
+function refuseParent({ type, size, path }: VhdLayout, help: ResizeHelp): void {
+  const below = type === 'differencing' ? help.below() : 0
+  if (below <= size) return
+  const text = `it has ${size} bytes, and what is new would show its parent, which has ${below} bytes`
   throw new VdiskError('USAGE', text, { path })
 }
 
@@ -68,7 +69,7 @@ function writeFooter(storage: Storage, footer: Uint8Array, offset: number): void
 }
 
 /** Writes the footer, as it is, further behind, and takes the old one away. @param to behind the old one's end */
-function moveFooter({ footerBytes, footerOffset }: VhdLayout, storage: Storage, to: number): void {
+export function moveFooter({ footerBytes, footerOffset }: VhdLayout, storage: Storage, to: number): void {
   const before = storage.size()
   try {
     writeFooter(storage, footerBytes, to)
@@ -80,8 +81,8 @@ function moveFooter({ footerBytes, footerOffset }: VhdLayout, storage: Storage, 
   storage.zero(footerOffset, FOOTER_BYTES)
 }
 
-/** Where the footer of a larger disk goes: it stays where it is, or leaves its old place altogether. */
-function footerPlace({ footerOffset }: VhdLayout, end: number): number {
+/** Where the footer of a larger file goes: it stays where it is, or leaves its old place altogether. */
+export function footerPlace({ footerOffset }: VhdLayout, end: number): number {
   return end <= footerOffset ? footerOffset : Math.max(end, roundUp(footerOffset + FOOTER_BYTES, SECTOR))
 }
 
@@ -221,7 +222,12 @@ function shrink(layout: VhdLayout, storage: Storage, next: Footer): void {
   writeFooter(storage, footer, footerOffset)
   if (blocks) writeFooter(storage, footer, 0)
   storage.sync()
-  const end = blocks ? shrinkTable({ ...layout, size: next.currentSize }, storage) : next.currentSize
+  const size = next.currentSize
+  cutOff(storage, footer, footerOffset, blocks ? clearTable(layout, storage, size) : size)
+}
+
+/** Writes the footer at an end that lies in front of it, and cuts the file off behind that. */
+function cutOff(storage: Storage, footer: Uint8Array, footerOffset: number, end: number): void {
   if (end + FOOTER_BYTES > footerOffset) return
   writeFooter(storage, footer, end)
   storage.sync()
@@ -235,13 +241,20 @@ function shrink(layout: VhdLayout, storage: Storage, next: Footer): void {
   storage.sync()
 }
 
-/** Clears the entries behind the end. @returns where the last block ends */
-function shrinkTable(layout: VhdLayout, storage: Storage): number {
+/** Clears the entries of blocks behind so many bytes of the disk. @returns where the last block ends */
+function clearTable(layout: VhdLayout, storage: Storage, size: number): number {
   const { blockSize, tableOffset, maxTableEntries } = layout.blocks!
-  const kept = Math.ceil(layout.size / blockSize)
+  const kept = Math.ceil(size / blockSize)
   fillFree(storage, tableOffset + kept * ENTRY_BYTES, tableOffset + maxTableEntries * ENTRY_BYTES)
   storage.sync()
-  const { end, gaps } = scanTable(layout, storage, layout.footerOffset)
+  const { end, gaps } = scanTable({ ...layout, size }, storage, layout.footerOffset)
   for (const gap of gaps) storage.punch(gap.start, gap.end - gap.start)
   return end
+}
+
+/** Makes a differencing disk show its parent and nothing else. */
+export function emptyVhd(layout: VhdLayout, storage: Storage): void {
+  const { footerBytes, footerOffset } = layout
+  cutOff(storage, footerBytes, footerOffset, clearTable(layout, storage, 0))
+  storage.sync()
 }

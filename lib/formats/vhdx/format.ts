@@ -8,6 +8,7 @@ import { vhdxFacts } from './facts.js'
 import type { VhdxLayout } from './layout.js'
 import { describeLog } from './log-facts.js'
 import { openVhdx, probeVhdx, VHDX } from './open.js'
+import { emptyVhdx, rebaseVhdx } from './rebase.js'
 import { resizeVhdx } from './resize.js'
 
 export const vhdx: Format<VhdxLayout> = {
@@ -25,4 +26,6 @@ export const vhdx: Format<VhdxLayout> = {
   check: checkVhdx,
   log: describeLog,
   resize: (layout, files, size) => resizeVhdx(layout, files[0]!, size),
+  rebase: (layout, files, context) => rebaseVhdx(layout, files[0]!, context),
+  empty: (layout, files) => emptyVhdx(layout, files[0]!),
 }

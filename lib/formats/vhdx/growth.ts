@@ -35,7 +35,7 @@ export class Growth {
     const storage = this.#storage
     const limit = storage.size()
     const { end, gaps } = scanTable(this.#layout, storage, limit)
-    this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: randomGuid() })
+    this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: this.#layout.nextDataWriteGuid })
     // A crash may have left data there that nothing refers to.
     for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)
     if (limit > end) storage.punch(end, limit - end)

@@ -116,6 +116,36 @@ export function findItem(storage: Storage, region: RegionEntry, item: string): n
   return region.fileOffset + entry.offset
 }
 
+/**
+ * Finds a place for another content of an item of the system's: its own where that is long enough, else behind all
+ * others.
+ * @returns the item's new entry, and where in the file that entry is
+ * @throws NO_SPACE, CORRUPT
+ */
+export function placeItem(
+  storage: Storage,
+  region: RegionEntry,
+  item: string,
+  length: number,
+): { at: number; entry: TableEntry } {
+  const { path } = storage
+  const table = new Uint8Array(TABLE_BYTES)
+  storage.read(table, 0, TABLE_BYTES, region.fileOffset)
+  checkTable(table, region, path)
+  const entries = Array.from({ length: TABLE_HEADER.read(table).entryCount }, (_, i) => {
+    const at = TABLE_HEADER.size + i * TABLE_ENTRY.size
+    return { at: region.fileOffset + at, entry: TABLE_ENTRY.read(table, at, { path }) }
+  })
+  const isUser = ({ flags }: TableEntry) => (flags & ItemFlag.IS_USER) !== 0
+  const found = entries.find(({ entry }) => entry.itemId === item && !isUser(entry))
+  if (!found) throw new VdiskError('CORRUPT', `VHDX metadata: the ${KNOWN[item]![0]} is missing`, { path })
+  const end = Math.max(TABLE_BYTES, ...entries.map(({ entry }) => entry.offset + entry.length))
+  const offset = length <= found.entry.length ? found.entry.offset : end
+  if (offset + length > region.length)
+    throw new VdiskError('NO_SPACE', `VHDX metadata: no room for ${length} bytes more`, { path })
+  return { at: found.at, entry: { ...found.entry, offset, length } }
+}
+
 function checkItems(items: Items, fail: (text: string) => VdiskError): void {
   const { size, blockSize, sectorSize, physicalSectorSize } = items
   if (blockSize < MIN_BLOCK_SIZE || blockSize > MAX_BLOCK_SIZE || !Number.isInteger(Math.log2(blockSize)))

@@ -69,6 +69,8 @@ export interface VhdxLayout extends Geometry {
   readonly creator: string
   /** As it was found. */
   readonly header: Header
+  /** The DataWriteGuid from the first change of the disk on, so that a child can know it before. */
+  readonly nextDataWriteGuid: string
   readonly log: LogState
   /** Entries that were replayed. */
   readonly logEntries: number

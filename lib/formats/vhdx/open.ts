@@ -2,6 +2,7 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
+import { randomGuid } from '../../util/guid.js'
 import type { OpenContext, Opened, ParentRequest, Probe } from '../driver.js'
 import { type CurrentHeader, checkHeader, currentHeader, type Header, looksLikeVhdx, readIdentifier } from './header.js'
 import { readItems } from './items.js'
@@ -31,6 +32,7 @@ export function openVhdx(context: OpenContext): Opened<VhdxLayout> {
     path,
     creator,
     header,
+    nextDataWriteGuid: randomGuid(),
     log,
     logEntries,
     ...geometryOf(items.size, items.blockSize, items.sectorSize, items.hasParent),

@@ -4,7 +4,7 @@ import { VdiskError } from '../../util/errors.js'
 import { formatSize } from '../../util/sizes.js'
 import { createImage } from '../create.js'
 import type { Image } from '../image.js'
-import { openImage } from '../open.js'
+import { openImage, type Secret } from '../open.js'
 import type { CopySettings } from './job.js'
 import { type CopyProgress, MAX_WORKERS, runCopy, workersFor } from './run.js'
 import { isDevice, NewFile, refuseSame } from './target.js'
@@ -26,6 +26,8 @@ export interface ConvertOptions {
   /** Makes the target over this parent, which must hold what the source's parents hold; only the rest is copied. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** The target's data is compressed, where its format can do that. */
+  readonly compress?: boolean
   /** Zeros are left out where at least so many bytes of them are together, a power of two; 0: none are. Default 4096. */
   readonly sparse?: number
   /** The target exists, and is written into; it is not made, and not removed where something fails. */
@@ -36,6 +38,9 @@ export interface ConvertOptions {
   /** Aborting it stops the copy, and what was made is removed. */
   readonly signal?: AbortSignal | undefined
   readonly onProgress?: ((progress: CopyProgress) => void) | undefined
+  /** The passphrase of the source, and of a new target unless `targetSecret` is. */
+  readonly secret?: Secret | undefined
+  readonly targetSecret?: Secret | undefined
   readonly warn?: ((message: string) => void) | undefined
 }
 
@@ -47,13 +52,18 @@ export interface ConvertOptions {
  */
 export async function convert(source: string, target: string, options: ConvertOptions = {}): Promise<void> {
   const sparse = checkSparse(options.sparse ?? DEFAULT_SPARSE)
-  const { backingDirs = [], warn, snapshot } = options
-  const opening = { readOnly: true, format: options.sourceFormat, snapshot, backingDirs, ...(warn && { warn }) }
+  const { backingDirs = [], warn, snapshot, secret } = options
+  const opening = { readOnly: true, format: options.sourceFormat, snapshot, backingDirs, secret, ...(warn && { warn }) }
   const threads = options.threads ?? 1 + MAX_WORKERS
   const from = openImage(source, { ...opening, threads })
   try {
     refuseSame(target, from.paths)
-    const settings = { size: from.size, ownLayer: options.backing !== undefined, sparse }
+    const settings = {
+      size: from.size,
+      ownLayer: options.backing !== undefined,
+      compress: options.compress ?? false,
+      sparse,
+    }
     const workers = options.threads ? threads - 1 : workersFor(from.allocated())
     if (options.existing || isDevice(target)) await intoExisting(from, target, settings, workers, options)
     else await intoNew(from, target, settings, workers, options)
@@ -71,6 +81,14 @@ function checkSparse(sparse: number): number {
 
 type Settings = Omit<CopySettings, 'blank'>
 
+/** @throws USAGE */
+function checkCompression(to: Image, { compress }: Settings): void {
+  if (compress && !to.encodes)
+    throw new VdiskError('USAGE', `format ${to.format} cannot be compressed, or not with these options`, {
+      path: to.path,
+    })
+}
+
 async function intoNew(
   from: Image,
   target: string,
@@ -83,10 +101,13 @@ async function intoNew(
   try {
     const format = options.format ?? 'raw'
     const { backing, backingFormat, backingDirs = [], options: given = [] } = options
+    const secret = options.targetSecret ?? options.secret
     const { size } = from
-    createImage(file.path, { format, size, options: given, backing, backingFormat, durable: false })
+    const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false }
+    createImage(file.path, made)
     file.made()
-    to = openImage(file.path, { format, backingDirs, threads: 1 + workers, syncAtClose: true })
+    to = openImage(file.path, { format, backingDirs, secret, threads: 1 + workers, syncAtClose: true })
+    checkCompression(to, settings)
     await runCopy(from, to, { ...settings, blank: true }, workers, options)
     to.close()
     file.complete()
@@ -107,12 +128,14 @@ async function intoExisting(
   const { backingDirs = [], format = 'raw' } = options
   if (!options.existing && format !== 'raw')
     throw new VdiskError('USAGE', `a new image of format ${format} cannot be made on a block device`, { path: target })
-  const to = openImage(target, { format, backingDirs, threads: 1 + workers })
+  const secret = options.targetSecret ?? options.secret
+  const to = openImage(target, { format, backingDirs, secret, threads: 1 + workers })
   try {
     if (to.size < from.size)
       throw new VdiskError('USAGE', `it has ${formatSize(to.size)}, and the source ${formatSize(from.size)}`, {
         path: target,
       })
+    checkCompression(to, settings)
     await runCopy(from, to, { ...settings, blank: false }, workers, options)
   } finally {
     to.close()

@@ -1,0 +1,250 @@
+/**
+ * Checks an image, and mends it: entries of its tables, refcounts, COPIED flags, snapshots and bitmaps. Works on the file
+ * itself, without the cache.
+ *
+ * 1. the dirty bit (version 3) → barrier
+ * 2. entries that refer to nothing, or to what belongs to something else
+ * 3. refcounts, where they lie or anew
+ * 4. COPIED flags → barrier
+ * 5. the dirty and the corrupt bit are cleared → barrier
+ *
+ * Each of these makes the image better by itself, so that a crash leaves one that the next repair mends.
+ */
+
+import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
+import type { CheckTotals } from '../driver.js'
+import { BitmapFlag, bitmapProblem, bitmapsConsistent } from './bitmap-directory.js'
+import { checkCopied } from './copied.js'
+import type { Counts } from './counts.js'
+import { ExtensionType, findExtension } from './extensions.js'
+import { refuseUnknown } from './features.js'
+import { FIELD, Incompatible, readHeader } from './header.js'
+import { type CheckOptions, Mending } from './mending.js'
+import { Recount } from './recount.js'
+import { encodeSnapshots, lacksExtra, withExtra } from './snapshot-table.js'
+import { placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
+import { type Fault, l2Span, type Roots, walk } from './walk.js'
+
+/** @throws FORMAT, UNSUPPORTED, CORRUPT where the header cannot be read; IO */
+export function checkImage(storage: Storage, options: CheckOptions): CheckTotals {
+  const header = readHeader(storage)
+  refuseUnknown(header, storage.path)
+  return new Check(storage, new Mending(storage, shapeOf(header), options)).run()
+}
+
+/**
+ * Brings the refcounts of an image up to date that was left dirty, so that it can be written.
+ * @throws CORRUPT where it has faults that cannot be mended
+ */
+export function repairRefcounts(storage: Storage): void {
+  let first: string | undefined
+  const found = (finding: { severity: string; repaired: boolean; message: string }) => {
+    if (finding.severity === 'corruption' && !finding.repaired) first ??= finding.message
+  }
+  checkImage(storage, { repair: 'all', found })
+  if (first !== undefined)
+    throw new VdiskError('CORRUPT', `it was left in use, and cannot be mended: ${first}`, { path: storage.path })
+}
+
+/** More are not kept in mind: flags are then judged by the references. */
+const MAX_WRONG = 2 ** 18
+
+class Check {
+  readonly #storage: Storage
+  readonly #m: Mending
+  /** Behind the last cluster that anything refers to. */
+  #used = 0
+  /** Refcounts that differ from the references, and stay so. */
+  readonly #wrong = new Map<number, number>()
+
+  constructor(storage: Storage, mending: Mending) {
+    this.#storage = storage
+    this.#m = mending
+  }
+
+  run(): CheckTotals {
+    const entry = (fault: Fault) => this.#m.entry(fault)
+    let structure = readStructure(this.#storage, entry)
+    this.#checkHeader(structure)
+    this.#checkBitmaps(structure)
+    if (this.#checkSnapshots(structure)) structure = readStructure(this.#storage)
+    let roots = rootsOf(this.#storage, structure, entry)
+    let walked = walk(this.#storage, structure.shape, roots, entry)
+    if (this.#m.changed) {
+      structure = readStructure(this.#storage, () => {})
+      roots = rootsOf(this.#storage, structure)
+      walked = walk(this.#storage, structure.shape, roots)
+    }
+    this.#checkRefcounts(walked.counts)
+    this.#checkFlags(structure, roots, walked.counts)
+    this.#m.finish()
+    const { clusterSize, size } = structure.shape
+    return { imageEnd: this.#used * clusterSize, clusters: Math.ceil(size / clusterSize), ...walked.seen }
+  }
+
+  #checkHeader({ header, shape }: Structure): void {
+    const { incompatible, size, l1Size } = header
+    const offset = FIELD.incompatible
+    if (incompatible.includes(Incompatible.CORRUPT))
+      this.#m.report('warning', 'corrupt-bit', 'it is marked corrupt', this.#m.leaks, { offset })
+    if (incompatible.includes(Incompatible.DIRTY))
+      this.#m.report('warning', 'dirty-bit', 'it was left in use: its refcounts may be old', this.#m.leaks, { offset })
+    const needed = Math.ceil(size / l2Span(shape))
+    if (l1Size < needed)
+      this.#m.entry({
+        severity: 'corruption',
+        what: 'l1-size',
+        message: `the active L1 table has ${l1Size} entries: a disk of ${size} bytes needs ${needed}`,
+        offset: FIELD.l1Size,
+      })
+  }
+
+  #checkBitmaps({ header, shape, directory }: Structure): void {
+    const extension = findExtension(header.extensions, ExtensionType.BITMAPS)
+    if (extension && !bitmapsConsistent(header))
+      this.#m.report('warning', 'bitmaps', 'its bitmaps were not kept up to date, and are gone', false, {
+        repairable: false,
+      })
+    const names = new Set<string>()
+    for (const bitmap of directory.bitmaps) {
+      const problem = bitmapProblem(bitmap, shape.size, shape.clusterBits)
+      const text = `bitmap '${bitmap.name}'`
+      const more = { offset: directory.offset, repairable: false }
+      if (problem !== undefined) this.#m.report('warning', 'bitmap', `${text}: ${problem}`, false, more)
+      if ((bitmap.flags & BitmapFlag.IN_USE) !== 0)
+        this.#m.report(
+          'warning',
+          'bitmap-in-use',
+          `${text} was not kept up to date: all counts as changed`,
+          false,
+          more,
+        )
+      if (names.has(bitmap.name)) this.#m.report('corruption', 'bitmap', `there are two of ${text}`, false, more)
+      names.add(bitmap.name)
+    }
+  }
+
+  /** Version 3 demands the disk's size in every entry. @returns true where the table was written anew */
+  #checkSnapshots({ header, snapshots: table, shape }: Structure): boolean {
+    const lacking = shape.version < 3 ? [] : table.snapshots.filter(lacksExtra)
+    const { all } = this.#m
+    for (const { id, name } of lacking) {
+      const message = `snapshot '${name || id}' does not say how large the disk was`
+      this.#m.report('corruption', 'snapshot-extra', message, all, { offset: header.snapshotsOffset })
+    }
+    if (lacking.length === 0 || !all) return false
+    const whole = table.snapshots.map((snapshot) =>
+      lacksExtra(snapshot) ? withExtra(snapshot, header.size) : snapshot,
+    )
+    const offset = Buffer.alloc(8)
+    offset.writeBigUInt64BE(BigInt(this.#m.append(encodeSnapshots(whole))))
+    this.#m.write(offset, FIELD.snapshotsOffset)
+    return true
+  }
+
+  #checkRefcounts(counts: Counts): void {
+    const { all } = this.#m
+    const place = placeOf(readHeader(this.#storage))
+    // Structures that cannot be used are mended by new ones: the fault is repaired, whatever it is.
+    const structure = (fault: Fault) => {
+      if (all) this.#m.mark()
+      this.#m.report(fault.severity, fault.what, fault.message, all, { offset: fault.offset })
+    }
+    const recount = new Recount(this.#storage, place, structure)
+    recount.mark(counts, structure)
+    // Blocks that may be something else as well are not written to.
+    if (recount.broken && !all) this.#m.lost = true
+    const runs = new Runs(this.#m, recount.most, place.clusterSize)
+    const complete = recount.update(counts.clusters, counts, (cluster, refcount) => {
+      const references = counts.of(cluster)
+      if (refcount > 0 || references > 0) this.#used = cluster + 1
+      if (references === refcount) return refcount
+      const wanted = runs.differs(cluster, refcount, references)
+      const next = recount.broken ? refcount : wanted
+      if (!all && next !== references && this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
+      return next
+    })
+    runs.end()
+    if (all && (recount.broken || !complete)) {
+      this.#m.mark()
+      recount.rebuild(counts, counts.clusters, true)
+      this.#used = Math.ceil(this.#storage.size() / place.clusterSize)
+    }
+    this.#storage.sync()
+    for (const { offset, length } of runs.freed) this.#storage.punch(offset, length)
+  }
+
+  #checkFlags({ shape }: Structure, roots: Roots, counts: Counts): void {
+    const { all } = this.#m
+    const refcounts = {
+      clusters: counts.clusters,
+      of: (cluster: number) => this.#wrong.get(cluster) ?? counts.of(cluster),
+    }
+    checkCopied(this.#storage, shape, roots, refcounts, ({ offset, guest, host, kind, refcount, set }) => {
+      if (all) this.#m.mark()
+      const expected = kind === 'compressed cluster' ? 'never has it' : `has refcount ${refcount}`
+      const message = `COPIED is ${set ? 'set' : 'not set'} for the ${kind} of the disk's byte ${guest}, at byte ${host}, which ${expected}`
+      this.#m.report('corruption', 'copied', message, all, { offset, guest })
+      return all
+    })
+  }
+}
+
+/** Refcounts that differ, put together where neighbours differ alike. */
+class Runs {
+  /** Ranges of the file that were freed. */
+  readonly freed: { offset: number; length: number }[] = []
+  readonly #m: Mending
+  readonly #most: number
+  readonly #clusterSize: number
+  #first = 0
+  #next = -1
+  #refcount = 0
+  #references = 0
+
+  constructor(mending: Mending, most: number, clusterSize: number) {
+    this.#m = mending
+    this.#most = most
+    this.#clusterSize = clusterSize
+  }
+
+  /** @returns what the refcount is to be */
+  differs(cluster: number, refcount: number, references: number): number {
+    if (cluster !== this.#next || refcount !== this.#refcount || references !== this.#references) {
+      this.end()
+      this.#first = cluster
+      this.#refcount = refcount
+      this.#references = references
+    }
+    this.#next = cluster + 1
+    if (!this.#repaired) return refcount
+    this.#m.mark()
+    return references
+  }
+
+  get #repaired(): boolean {
+    if (this.#references > this.#most) return false
+    return this.#refcount > this.#references ? (this.#m.all || this.#m.leaks) && !this.#m.lost : this.#m.all
+  }
+
+  /** Reports the run that was begun. */
+  end(): void {
+    if (this.#next < 0) return
+    const count = this.#next - this.#first
+    const offset = this.#first * this.#clusterSize
+    const repaired = this.#repaired
+    const leak = this.#refcount > this.#references
+    const which = count === 1 ? `cluster ${this.#first}` : `clusters ${this.#first} to ${this.#next - 1}`
+    const message = `${which} at byte ${offset}: refcount ${this.#refcount}, ${this.#references} references`
+    this.#m.report(leak ? 'leak' : 'corruption', leak ? 'leak' : 'refcount', message, repaired, {
+      offset,
+      count,
+      found: this.#refcount,
+      expected: this.#references,
+      repairable: this.#references <= this.#most && !(leak && this.#m.lost),
+    })
+    if (repaired && this.#references === 0) this.freed.push({ offset, length: count * this.#clusterSize })
+    this.#next = -1
+  }
+}

@@ -1,0 +1,370 @@
+/**
+ * A new QCOW2 image: header, refcount table and blocks, L1 table, and with preallocation L2 tables and room for data,
+ * one behind the other.
+ */
+
+import { resolve } from 'node:path'
+import { openFile } from '../../storage/file.js'
+import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
+import type { Backing, CreateContext } from '../driver.js'
+import type { OptionSpec, OptionValues } from '../options.js'
+import { storedName } from './backing.js'
+import { encryptionOptions, type NewEncryption, newEncryption } from './create-encryption.js'
+import { COPIED, highOf, lowOf, ZERO } from './entries.js'
+import { type Extension, ExtensionType, encodeCryptExtension } from './extensions.js'
+import { featureNames } from './features.js'
+import {
+  Autoclear,
+  additionalFields,
+  CLUSTER_BITS,
+  COMPRESSION_NAMES,
+  Compatible,
+  Compression,
+  Crypt,
+  encodeHeader,
+  type Header,
+  Incompatible,
+  MAX_BACKING_NAME,
+  MAX_L1_BYTES,
+  MAX_REFCOUNT_TABLE_BYTES,
+  REFCOUNT_ORDER_V2,
+} from './header.js'
+import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES } from './layout.js'
+import { l1EntriesFor } from './open.js'
+
+const DEFAULT_CLUSTER = 65536
+const SECTOR = 512
+const CHUNK = 1 << 20
+const ALL_SUBCLUSTERS = 0xffffffff
+
+export const createOptions: readonly OptionSpec[] = [
+  {
+    name: 'cluster_size',
+    help: 'how much is allocated together: a power of two from 512 to 2M',
+    type: 'size',
+    default: DEFAULT_CLUSTER,
+    min: 2 ** CLUSTER_BITS.min,
+    max: 2 ** CLUSTER_BITS.max,
+  },
+  {
+    name: 'compat',
+    help: 'version 3 (1.1, v3), or 2 (0.10, v2) for very old programs',
+    type: 'enum',
+    values: ['1.1', '0.10', 'v3', 'v2'],
+    default: '1.1',
+  },
+  {
+    name: 'preallocation',
+    help: 'what is there from the start: nothing, the tables, and host space for the data, or data written as zeros',
+    type: 'enum',
+    values: ['off', 'metadata', 'falloc', 'full'],
+    default: 'off',
+  },
+  {
+    name: 'lazy_refcounts',
+    help: 'refcounts may be out of date after a crash and are then rebuilt',
+    type: 'boolean',
+    default: false,
+  },
+  {
+    name: 'refcount_bits',
+    help: 'width of a reference count: 1, 2, 4, 8, 16, 32 or 64',
+    type: 'size',
+    default: 16,
+    min: 1,
+    max: 64,
+  },
+  { name: 'extended_l2', help: 'allocate 32nds of clusters by themselves', type: 'boolean', default: false },
+  {
+    name: 'compression_type',
+    help: 'how compressed clusters are compressed',
+    type: 'enum',
+    values: COMPRESSION_NAMES,
+    default: 'zlib',
+  },
+  { name: 'data_file', help: 'another, new file for the data', type: 'string', default: undefined },
+  {
+    name: 'data_file_raw',
+    help: 'keep the data file a raw image of the disk by itself',
+    type: 'boolean',
+    default: false,
+  },
+  ...encryptionOptions,
+]
+
+/** @throws USAGE for options that do not go together, and for disks that are too large for them */
+export function createQcow2(context: CreateContext): void {
+  const { storage, path } = context
+  const encryption = newEncryption(context)
+  const header = newHeader(context, encryption)
+  const { options, backing } = context
+  const dataPath = options.data_file === undefined ? undefined : resolve(options.data_file as string)
+  const preallocation = options.data_file_raw ? 'metadata' : (options.preallocation as string)
+  const plan = planImage(header, {
+    preallocated: preallocation !== 'off',
+    external: dataPath !== undefined,
+    cryptLength: encryption.luks?.length ?? 0,
+  })
+  if (plan.tableClusters * 2 ** header.clusterBits > MAX_REFCOUNT_TABLE_BYTES)
+    throw new VdiskError('USAGE', 'the disk is too large for a refcount table of 8 MiB: use larger clusters', { path })
+  const placed: Header = {
+    ...header,
+    refcountTableOffset: plan.table,
+    refcountTableClusters: plan.tableClusters,
+    l1TableOffset: plan.l1,
+    extensions: withCryptHeader(header.extensions, plan.crypt, encryption),
+  }
+  const bytes = encodeHeader(placed, path)
+  storage.truncate(plan.end)
+  writeRefcounts(storage, header, plan)
+  if (encryption.luks) storage.write(encryption.luks, 0, encryption.luks.length, plan.crypt)
+  if (preallocation !== 'off') writeTables(storage, header, plan, backing !== undefined)
+  const size = header.size
+  if (dataPath !== undefined) createDataFile(dataPath, size, preallocation, options.data_file_raw === true)
+  else preallocate(storage, plan.data, plan.end - plan.data, preallocation)
+  storage.sync()
+  storage.write(bytes, 0, bytes.length, 0)
+}
+
+function newHeader({ path, size: wanted, options, backing }: CreateContext, encryption: NewEncryption): Header {
+  const clusterBits = Math.log2(options.cluster_size as number)
+  const refcountOrder = Math.log2(options.refcount_bits as number)
+  const version = options.compat === '0.10' || options.compat === 'v2' ? 2 : 3
+  const usage = (text: string) => new VdiskError('USAGE', text, { path })
+  if (!Number.isInteger(clusterBits))
+    throw usage(`option cluster_size=${options.cluster_size}: expected a power of two`)
+  if (!Number.isInteger(refcountOrder))
+    throw usage(`option refcount_bits=${options.refcount_bits}: expected a power of two up to 64`)
+  checkOptions(options, { version, clusterBits, refcountOrder, backing, usage })
+  const compression = COMPRESSION_NAMES.indexOf(options.compression_type as 'zlib' | 'zstd')
+  const incompatible = [
+    ...(options.data_file === undefined ? [] : [Incompatible.DATA_FILE]),
+    ...(compression === Compression.ZLIB ? [] : [Incompatible.COMPRESSION]),
+    ...(options.extended_l2 ? [Incompatible.EXTENDED_L2] : []),
+  ]
+  const size = Math.ceil(wanted / SECTOR) * SECTOR
+  const l1Size = l1EntriesFor(size, { clusterBits, incompatible })
+  if (l1Size * ENTRY_BYTES > MAX_L1_BYTES)
+    throw usage(`a disk of ${size} bytes is too large for clusters of ${2 ** clusterBits} bytes: use larger ones`)
+  const backingName = backing && Buffer.from(storedName(backing.path, path))
+  if (backingName && backingName.length > MAX_BACKING_NAME)
+    throw usage(`the backing file's name has ${backingName.length} bytes: expected at most ${MAX_BACKING_NAME}`)
+  const header: Header = {
+    version,
+    clusterBits,
+    size,
+    cryptMethod: encryption.method,
+    l1Size,
+    l1TableOffset: 0,
+    refcountTableOffset: 0,
+    refcountTableClusters: 0,
+    nbSnapshots: 0,
+    snapshotsOffset: 0,
+    incompatible,
+    compatible: options.lazy_refcounts ? [Compatible.LAZY_REFCOUNTS] : [],
+    autoclear: options.data_file_raw ? [Autoclear.RAW_DATA_FILE] : [],
+    refcountOrder,
+    additional: version === 2 ? new Uint8Array() : additionalFields(compression),
+    extensions: [
+      // Its place is known later.
+      ...withCryptHeader([], 0, encryption),
+      ...newExtensions(backing, options.data_file as string | undefined),
+    ],
+    backingName,
+  }
+  return withFeatureNames(header, path)
+}
+
+interface Wanted {
+  readonly version: number
+  readonly clusterBits: number
+  readonly refcountOrder: number
+  readonly backing: Backing | undefined
+  readonly usage: (text: string) => VdiskError
+}
+
+function checkOptions(options: OptionValues, { version, clusterBits, refcountOrder, backing, usage }: Wanted): void {
+  const newer: readonly (readonly [boolean, string])[] = [
+    [refcountOrder !== REFCOUNT_ORDER_V2, 'refcount_bits other than 16'],
+    [options.lazy_refcounts === true, 'lazy_refcounts'],
+    [options.extended_l2 === true, 'extended_l2'],
+    [options.compression_type !== 'zlib', 'a compression_type'],
+    [options.data_file !== undefined, 'data_file'],
+  ]
+  for (const [asked, name] of newer) if (asked && version === 2) throw usage(`${name} needs compat=1.1`)
+  if (options.extended_l2 && clusterBits < CLUSTER_BITS.minExtended)
+    throw usage('extended_l2 needs a cluster_size of at least 16K')
+  if (options.data_file_raw && options.data_file === undefined) throw usage('data_file_raw needs data_file')
+  if (options.data_file_raw && backing) throw usage('data_file_raw and a backing file do not go together')
+  if (options.preallocation !== 'off' && backing && !options.extended_l2)
+    throw usage('preallocation and a backing file go together with extended_l2 only')
+}
+
+/** What others call a format. */
+const FORMAT_NAMES: Readonly<Record<string, string>> = { vhd: 'vpc' }
+
+const textExtension = (type: number, value: string): Extension => ({ type, data: Buffer.from(value) })
+
+/** The extension that says what format the backing file has. */
+export function backingFormat({ format }: Backing): Extension {
+  return textExtension(ExtensionType.BACKING_FORMAT, FORMAT_NAMES[format] ?? format)
+}
+
+function newExtensions(backing: Backing | undefined, dataFile: string | undefined): Extension[] {
+  return [
+    ...(backing ? [backingFormat(backing)] : []),
+    // QEMU looks for a relative one in the folder that it is started in.
+    ...(dataFile === undefined ? [] : [textExtension(ExtensionType.DATA_FILE, resolve(dataFile))]),
+  ]
+}
+
+/** With the extension that says where the LUKS header is, where there is one. */
+function withCryptHeader(extensions: readonly Extension[], offset: number, { luks }: NewEncryption): Extension[] {
+  const others = extensions.filter(({ type }) => type !== ExtensionType.CRYPT_HEADER)
+  return luks ? [encodeCryptExtension({ offset, length: luks.length }), ...others] : others
+}
+
+/** The table of names helps other programs to say what they do not know; a small cluster may have no room for it. */
+function withFeatureNames(header: Header, path: string): Header {
+  if (header.version === 2) return header
+  const named = { ...header, extensions: [...header.extensions, featureNames()] }
+  try {
+    encodeHeader(named, path)
+    return named
+  } catch (error) {
+    if (error instanceof VdiskError && error.code === 'USAGE') return header
+    throw error
+  }
+}
+
+/** Where everything is: byte offsets, and counts of clusters. */
+interface Plan {
+  readonly table: number
+  readonly tableClusters: number
+  readonly blocks: number
+  readonly blockClusters: number
+  readonly l1: number
+  readonly l2: number
+  readonly l2Clusters: number
+  /** Of the LUKS header. */
+  readonly crypt: number
+  readonly data: number
+  readonly end: number
+  /** The data is in another file. */
+  readonly external: boolean
+}
+
+interface Parts {
+  /** With L2 tables and data. */
+  readonly preallocated: boolean
+  /** But the data is elsewhere. */
+  readonly external: boolean
+  /** Bytes of the LUKS header. */
+  readonly cryptLength: number
+}
+
+function planImage(header: Header, { preallocated, external, cryptLength }: Parts): Plan {
+  const { clusterBits, refcountOrder, l1Size, size } = header
+  const clusterSize = 2 ** clusterBits
+  const blockEntries = (clusterSize * 8) / 2 ** refcountOrder
+  const l1Clusters = Math.ceil((l1Size * ENTRY_BYTES) / clusterSize)
+  const l2Clusters = preallocated ? l1Size : 0
+  const dataClusters = preallocated && !external ? Math.ceil(size / clusterSize) : 0
+  const cryptClusters = Math.ceil(cryptLength / clusterSize)
+  const others = 1 + l1Clusters + l2Clusters + cryptClusters + dataClusters
+  let blockClusters = 1
+  let tableClusters = 1
+  for (let total = 0; ; ) {
+    const now = others + blockClusters + tableClusters
+    if (now === total) break
+    total = now
+    blockClusters = Math.ceil(total / blockEntries)
+    tableClusters = Math.ceil((blockClusters * ENTRY_BYTES) / clusterSize)
+  }
+  const table = clusterSize
+  const blocks = table + tableClusters * clusterSize
+  const l1 = blocks + blockClusters * clusterSize
+  const l2 = l1 + l1Clusters * clusterSize
+  const crypt = l2 + l2Clusters * clusterSize
+  const data = crypt + cryptClusters * clusterSize
+  const end = data + dataClusters * clusterSize
+  return { table, tableClusters, blocks, blockClusters, l1, l2, l2Clusters, crypt, data, end, external }
+}
+
+/** Every cluster has the refcount 1. The file is zeros. */
+function writeRefcounts(storage: Storage, { clusterBits, refcountOrder }: Header, plan: Plan): void {
+  const clusterSize = 2 ** clusterBits
+  const table = new DataView(new ArrayBuffer(plan.blockClusters * ENTRY_BYTES))
+  for (let i = 0; i < plan.blockClusters; i++) {
+    const offset = plan.blocks + i * clusterSize
+    table.setUint32(i * ENTRY_BYTES, highOf(offset))
+    table.setUint32(i * ENTRY_BYTES + 4, lowOf(offset))
+  }
+  storage.write(new Uint8Array(table.buffer), 0, table.byteLength, plan.table)
+  const clusters = plan.end / clusterSize
+  const perChunk = (CHUNK * 8) / 2 ** refcountOrder
+  for (let first = 0; first < clusters; first += perChunk) {
+    const ones = onesOf(refcountOrder, Math.min(perChunk, clusters - first))
+    storage.write(ones, 0, ones.length, plan.blocks + (first / perChunk) * CHUNK)
+  }
+}
+
+/** So many refcounts of 1. */
+function onesOf(order: number, count: number): Uint8Array {
+  const bits = 2 ** order
+  const out = new Uint8Array(Math.ceil((count * bits) / 8))
+  for (let i = 0; i < count; i++) {
+    if (bits < 8) out[Math.floor((i * bits) / 8)]! |= 1 << ((i * bits) % 8)
+    else out[((i + 1) * bits) / 8 - 1] = 1
+  }
+  return out
+}
+
+/** L1 and L2 tables of which every entry says a place. */
+function writeTables(storage: Storage, header: Header, plan: Plan, backing: boolean): void {
+  const clusterSize = 2 ** header.clusterBits
+  const extended = header.incompatible.includes(Incompatible.EXTENDED_L2)
+  const entryBytes = extended ? EXTENDED_ENTRY_BYTES : ENTRY_BYTES
+  const encrypted = header.cryptMethod !== Crypt.NONE
+  const entries = clusterSize / entryBytes
+  const clusters = Math.ceil(header.size / clusterSize)
+  const l1 = new DataView(new ArrayBuffer(plan.l2Clusters * ENTRY_BYTES))
+  const base = plan.external ? 0 : plan.data
+  for (let t = 0; t < plan.l2Clusters; t++) {
+    const offset = plan.l2 + t * clusterSize
+    l1.setUint32(t * ENTRY_BYTES, (COPIED | highOf(offset)) >>> 0)
+    l1.setUint32(t * ENTRY_BYTES + 4, lowOf(offset))
+    const l2 = new DataView(new ArrayBuffer(clusterSize))
+    for (let i = 0; i < entries && t * entries + i < clusters; i++) {
+      const host = base + (t * entries + i) * clusterSize
+      l2.setUint32(i * entryBytes, (COPIED | highOf(host)) >>> 0)
+      // Zeros in the file are zeros on the disk only where they are not decrypted: with encryption they are said to be.
+      l2.setUint32(i * entryBytes + 4, lowOf(host) | (encrypted && !extended ? ZERO : 0))
+      // Over a backing file the room is there, and nothing in it.
+      if (extended) l2.setUint32(i * entryBytes + (encrypted ? 8 : 12), backing ? 0 : ALL_SUBCLUSTERS)
+    }
+    storage.write(new Uint8Array(l2.buffer), 0, clusterSize, offset)
+  }
+  storage.write(new Uint8Array(l1.buffer), 0, l1.byteLength, plan.l1)
+}
+
+function preallocate(storage: Storage, offset: number, length: number, preallocation: string): void {
+  if (preallocation === 'falloc') storage.reserve(offset, length)
+  if (preallocation !== 'full') return
+  const zeros = new Uint8Array(CHUNK)
+  for (let done = 0; done < length; done += CHUNK)
+    storage.write(zeros, 0, Math.min(CHUNK, length - done), offset + done)
+}
+
+/** A new file, which must not exist: what is in it would be lost. */
+function createDataFile(path: string, size: number, preallocation: string, raw: boolean): void {
+  const storage = openFile(path, { readOnly: false, create: true })
+  try {
+    if (raw || preallocation !== 'off') storage.truncate(size)
+    preallocate(storage, 0, size, preallocation)
+    storage.sync()
+  } finally {
+    storage.close()
+  }
+}

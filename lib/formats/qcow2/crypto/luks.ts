@@ -1,0 +1,97 @@
+/**
+ * LUKS version 1: from a passphrase to the master key, and a new header with one key slot. What is secret stays in here, and
+ * in what is returned; no message has any of it.
+ */
+
+import { pbkdf2Sync, randomBytes, randomUUID, timingSafeEqual } from 'node:crypto'
+import type { Storage } from '../../../storage/storage.js'
+import {
+  DIGEST_SIZE,
+  decodeLuks,
+  type HeaderPlace,
+  LUKS_HEADER,
+  type Luks,
+  materialSize,
+  newHeader,
+  SALT_SIZE,
+  SlotState,
+  STRIPES,
+} from './luks-header.js'
+import { SECTOR } from './modes.js'
+import { type CipherSpec, NumberedSectors } from './sector-cipher.js'
+import { mergeStripes, splitKey } from './splitter.js'
+
+/** Fewer iterations than this nobody writes, however slow a machine is. */
+const MIN_ITERATIONS = 1000
+/** Of the time that a key slot is to take, the master key's digest gets this part. */
+const DIGEST_SHARE = 8
+
+/** @throws CORRUPT, UNSUPPORTED, IO */
+export function readLuks(storage: Storage, place: HeaderPlace): Luks {
+  const raw = new Uint8Array(Math.min(LUKS_HEADER.size, place.length))
+  const got = storage.read(raw, 0, raw.length, place.offset)
+  return decodeLuks(raw.subarray(0, got), place)
+}
+
+/** The master key, from the first key slot that the passphrase opens; undefined where it opens none. */
+export function findMasterKey(
+  storage: Storage,
+  place: HeaderPlace,
+  { header, spec, hash }: Luks,
+  passphrase: Uint8Array,
+): Uint8Array | undefined {
+  for (const slot of header.keySlots) {
+    if (slot.active !== SlotState.ENABLED) continue
+    const material = new Uint8Array(materialSize(spec.keySize, slot.stripes))
+    storage.read(material, 0, material.length, place.offset + slot.keyMaterialOffset * SECTOR)
+    const slotKey = pbkdf2Sync(passphrase, slot.salt, slot.iterations, spec.keySize, hash)
+    new NumberedSectors(spec, slotKey).decrypt(material, 0, material.length, 0)
+    const key = mergeStripes(material.subarray(0, spec.keySize * slot.stripes), spec.keySize, hash)
+    const digest = pbkdf2Sync(key, header.mkDigestSalt, header.mkDigestIterations, DIGEST_SIZE, hash)
+    if (timingSafeEqual(digest, header.mkDigest)) return key
+  }
+  return undefined
+}
+
+/** Iterations of PBKDF2 that take so many milliseconds here, for a key of `size` bytes. */
+function iterationsFor(milliseconds: number, hash: string, size: number): number {
+  for (let count = MIN_ITERATIONS; ; count *= 4) {
+    const start = process.cpuUsage().user
+    pbkdf2Sync('passphrase', 'salt', count, size, hash)
+    // Microseconds. A measurement over 20 ms is good enough.
+    const took = (process.cpuUsage().user - start) / 1000
+    if (took >= 20 || count >= 2 ** 24) return Math.max(MIN_ITERATIONS, Math.round((count * milliseconds) / took))
+  }
+}
+
+/**
+ * The bytes of a new header, key material and the room of empty slots included, and so the length of the encryption
+ * header.
+ * @param milliseconds that trying a passphrase is to take on this machine
+ */
+export function makeLuks(spec: CipherSpec, hash: string, passphrase: Uint8Array, milliseconds: number): Uint8Array {
+  const key = randomBytes(spec.keySize)
+  const salt = randomBytes(SALT_SIZE)
+  const mkDigestSalt = randomBytes(SALT_SIZE)
+  const iterations = iterationsFor(milliseconds, hash, spec.keySize)
+  const mkDigestIterations = Math.max(
+    MIN_ITERATIONS,
+    Math.round(iterationsFor(milliseconds, hash, DIGEST_SIZE) / DIGEST_SHARE),
+  )
+  const mkDigest = pbkdf2Sync(key, mkDigestSalt, mkDigestIterations, DIGEST_SIZE, hash)
+  const header = newHeader(spec, hash, {
+    mkDigest,
+    mkDigestSalt,
+    mkDigestIterations,
+    uuid: randomUUID(),
+    salt,
+    iterations,
+  })
+  const out = new Uint8Array(header.payloadOffset * SECTOR)
+  LUKS_HEADER.write(header, out)
+  const start = header.keySlots[0]!.keyMaterialOffset * SECTOR
+  out.set(splitKey(key, STRIPES, hash), start)
+  const slotKey = pbkdf2Sync(passphrase, salt, iterations, spec.keySize, hash)
+  new NumberedSectors(spec, slotKey).encrypt(out, start, materialSize(spec.keySize, STRIPES), 0)
+  return out
+}

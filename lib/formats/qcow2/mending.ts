@@ -1,0 +1,121 @@
+/**
+ * What the parts of a check share: what may be mended, and how that begins and ends. While something is mended the dirty
+ * bit is set, where there is one, so that whoever finds the image half mended repairs it first.
+ */
+
+import type { Storage } from '../../storage/storage.js'
+import { MiB } from '../../util/sizes.js'
+import type { Finding, Repair } from '../driver.js'
+import { Incompatible, readFeatures, writeFeatures } from './header.js'
+import type { Fault, Shape } from './walk.js'
+
+/** More bytes are not copied: an image that needs more of that is no image. */
+const MAX_COPIED = 64 * MiB
+
+export interface CheckOptions {
+  readonly repair: Repair
+  found(finding: Finding): void
+}
+
+export class Mending {
+  /** Whether everything is to be mended, or leaks. */
+  readonly all: boolean
+  readonly leaks: boolean
+  /** Corruptions that are left. */
+  left = 0
+  /** Structures cannot be read, so that what they refer to looks unused. */
+  lost = false
+  /** Entries were changed, so that clusters have to be counted again. */
+  changed = false
+  readonly storage: Storage
+  readonly #shape: Shape
+  readonly #found: (finding: Finding) => void
+  readonly #features: readonly number[] | undefined
+  #marked = false
+  #copies = 0
+
+  constructor(storage: Storage, shape: Shape, { repair, found }: CheckOptions) {
+    this.storage = storage
+    this.all = repair === 'all'
+    this.leaks = repair !== 'none'
+    this.#shape = shape
+    this.#found = (finding) => found(finding)
+    this.#features = shape.version < 3 ? undefined : readFeatures(storage, 'incompatible')
+  }
+
+  report(
+    severity: Finding['severity'],
+    what: string,
+    message: string,
+    repaired: boolean,
+    more: Partial<Finding> = {},
+  ): void {
+    if (severity === 'corruption' && !repaired) this.left += more.count ?? 1
+    this.#found({ severity, what, message, repairable: true, repaired, ...more })
+  }
+
+  /** Before the first change. */
+  mark(): void {
+    if (this.#marked) return
+    this.#marked = true
+    if (this.#features) this.#write([...new Set([...this.#features, Incompatible.DIRTY])])
+  }
+
+  #write(features: readonly number[]): void {
+    writeFeatures(this.storage, 'incompatible', features)
+    this.storage.sync()
+  }
+
+  /** After the last change. An image with no fault that is left is neither dirty nor corrupt. */
+  finish(): void {
+    if (this.leaks) this.storage.sync()
+    const marks: readonly number[] = [Incompatible.DIRTY, Incompatible.CORRUPT]
+    const clean = this.leaks && this.left === 0
+    const wasMarked = this.#features?.some((bit) => marks.includes(bit))
+    if (this.#features && (this.#marked || (clean && wasMarked)))
+      this.#write(clean ? this.#features.filter((bit) => !marks.includes(bit)) : this.#features)
+  }
+
+  /** Writes bytes that mend something. */
+  write(bytes: Uint8Array, offset: number): void {
+    this.mark()
+    this.storage.write(bytes, 0, bytes.length, offset)
+  }
+
+  /** Clusters behind everything. Their refcounts are 0 until they are counted. */
+  append(bytes: Uint8Array): number {
+    const { clusterSize } = this.#shape
+    const offset = Math.ceil(this.storage.size() / clusterSize) * clusterSize
+    const filled = new Uint8Array(Math.ceil(bytes.length / clusterSize) * clusterSize)
+    filled.set(bytes)
+    this.write(filled, offset)
+    this.storage.sync()
+    return offset
+  }
+
+  /** Reports a fault of an entry, and mends it where that is wanted and possible. */
+  entry(fault: Fault): void {
+    const { severity, what, message, offset, guest, replace, copy, loses } = fault
+    const copied = copy !== undefined && this.#copies * this.#shape.clusterSize < MAX_COPIED
+    const repairable = replace !== undefined || copied
+    const repaired = this.all && repairable
+    if (repaired) {
+      this.changed = true
+      if (copy) this.#copy(copy, offset)
+      else this.write(replace!, offset)
+    } else if (loses) this.lost = true
+    this.report(severity, what, message, repaired, { offset, repairable, ...(guest !== undefined && { guest }) })
+  }
+
+  /** Gives an entry a cluster of its own with the same bytes. */
+  #copy({ cluster, low }: NonNullable<Fault['copy']>, entry: number): void {
+    this.#copies++
+    const { clusterSize } = this.#shape
+    const bytes = new Uint8Array(clusterSize)
+    this.storage.read(bytes, 0, clusterSize, cluster * clusterSize)
+    const place = this.append(bytes)
+    const halves = Buffer.alloc(8)
+    halves.writeBigUInt64BE(BigInt(place) | BigInt(low))
+    this.write(halves, entry)
+  }
+}

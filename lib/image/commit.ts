@@ -1,0 +1,166 @@
+/**
+ * Commits an image into its parent. At every moment one of the two holds the data, and the image shows the same:
+ *
+ * 1. where the image is larger, its parent gets its size
+ * 2. the image is told that its parent is going to change, where its format wants to know
+ * 3. what is the image's own is written into the parent, and made durable
+ * 4. the image is told of the parent as it is now
+ * 5. the image is emptied
+ */
+
+import { dirname, resolve } from 'node:path'
+import type { Backing, ByteRange } from '../formats/driver.js'
+import { VdiskError } from '../util/errors.js'
+import { MiB } from '../util/sizes.js'
+import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
+import { backingAt } from './create.js'
+import type { Image } from './image.js'
+import { chainOptions, imageOver, type Secret } from './open.js'
+
+/** Copied at a time. */
+const PIECE = MiB
+
+export interface CommitOptions {
+  /** The image's format; default: found by looking at the content. */
+  readonly format?: string | undefined
+  readonly backingDirs?: readonly string[]
+  /** The passphrase of the image and its parent. */
+  readonly secret?: Secret | undefined
+  /** The image keeps what it has. */
+  readonly keep?: boolean
+  readonly onProgress?: ((position: number, size: number) => void) | undefined
+  readonly warn?: ((message: string) => void) | undefined
+}
+
+/**
+ * Writes what an image has of its own into its parent, and empties it.
+ * @returns the parent's path, and how many bytes of data were written to it
+ * @throws USAGE where it has no parent, UNSUPPORTED where its format cannot be emptied, and as opening both for writing
+ */
+export function commitImage(path: string, options: CommitOptions = {}): { parent: string; written: number } {
+  const { format, backingDirs = [], secret, warn } = options
+  const parent = parentOf(path, { ...chainOptions({ readOnly: true, format, backingDirs, lock: false }) })
+  const writing = chainOptions({ readOnly: false, format, backingDirs, secret, ...(warn && { warn }) })
+  const layers = openChain(path, { ...writing, parents: false })
+  try {
+    const own = layers[0]!
+    if (!own.format.empty && !options.keep)
+      throw new VdiskError('UNSUPPORTED', `images of format ${own.format.name} cannot be emptied`, { path })
+    const into = { ...writing, format: parent.format, backingDirs: [...backingDirs, dirname(path)] }
+    const left = growParent(own, parent.path, into)
+    const written = copyDown(own, parent.path, into, left, options)
+    tell(own, backingAt(parent.path, parent.format, { backingDirs, parents: false }), 'after')
+    if (!options.keep) own.format.empty!(own.opened.layout, filesOf(own))
+    return { parent: parent.path, written }
+  } finally {
+    closeLayers(layers)
+  }
+}
+
+const filesOf = ({ storage, files }: Layer) => [storage, ...files]
+
+/** @throws USAGE where there is none */
+function parentOf(path: string, options: ChainOptions): { path: string; format: string } {
+  const layers = openChain(path, options)
+  try {
+    const parent = layers[1]
+    if (!parent) throw new VdiskError('USAGE', 'it has no parent to commit to', { path })
+    if (parent.snapshot !== undefined)
+      throw new VdiskError('USAGE', `its parent is the snapshot '${parent.snapshot}', which cannot be written`, {
+        path,
+      })
+    return { path: parent.path, format: parent.format.name }
+  } finally {
+    closeLayers(layers)
+  }
+}
+
+function tell(own: Layer, backing: Backing, change: 'before' | 'after'): void {
+  own.format.rebase?.(reopened(own), filesOf(own), { path: resolve(own.path), backing, change })
+}
+
+/** The layout as it is now: telling it of its parent may have changed it. */
+function reopened({ format, storage, files, path }: Layer): unknown {
+  const context = {
+    storage,
+    path,
+    readOnly: true,
+    warn: () => {},
+    openFile: (_name: string, _candidates: readonly string[]) => ({ index: 1, storage: files[0]! }),
+  }
+  return format.open(context).layout
+}
+
+/** @returns what of the parent must be zeroed when it is a disk again */
+function growParent(own: Layer, parent: string, options: ChainOptions): ByteRange | undefined {
+  const layers = openChain(parent, options)
+  try {
+    const below = layers[0]!
+    if (below.opened.size >= own.opened.size) return undefined
+    const { format, opened } = below
+    if (!format.resize)
+      throw new VdiskError('UNSUPPORTED', `it is smaller than its child, and format ${format.name} cannot grow`, {
+        path: parent,
+      })
+    tell(own, backingOf(below), 'before')
+    let left: ByteRange | undefined
+    format.resize(opened.layout, filesOf(below), own.opened.size, {
+      below: () => layers[1]?.opened.size ?? 0,
+      zeroLater: (range) => {
+        left = range
+      },
+    })
+    return left
+  } finally {
+    closeLayers(layers)
+  }
+}
+
+function backingOf({ path, format, opened }: Layer): Backing {
+  return { path, format: format.name, layout: opened.layout, size: opened.size, mtimeMs: 0 }
+}
+
+/** @returns the bytes of data that were written */
+function copyDown(
+  own: Layer,
+  parent: string,
+  into: ChainOptions,
+  left: ByteRange | undefined,
+  options: CommitOptions,
+): number {
+  const layers = openChain(parent, into)
+  let target: Image | undefined
+  try {
+    tell(own, backingOf(layers[0]!), 'before')
+    target = imageOver(layers)
+    if (left) target.zero(left.start, left.length, false)
+    // Never closed: its file is the caller's.
+    const source = imageOver([own], { readOnly: true })
+    const written = copyOwn(source, target, options)
+    target.flush()
+    return written
+  } finally {
+    if (target) target.close()
+    else closeLayers(layers)
+  }
+}
+
+function copyOwn(source: Image, target: Image, { onProgress }: CommitOptions): number {
+  const buffer = new Uint8Array(PIECE)
+  let written = 0
+  for (let at = 0; at < source.size; ) {
+    const { length, kind } = source.own(at, source.size - at)
+    if (kind === 'zero') target.zero(at, length, true)
+    if (kind === 'data')
+      for (let done = 0; done < length; done += PIECE) {
+        const n = Math.min(PIECE, length - done)
+        source.read(buffer, 0, n, at + done)
+        target.write(buffer, 0, n, at + done)
+        written += n
+        onProgress?.(at + done, source.size)
+      }
+    at += length
+    onProgress?.(at, source.size)
+  }
+  return written
+}

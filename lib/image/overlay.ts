@@ -1,0 +1,106 @@
+/** An image that is not changed: all that is written goes to a QCOW2 overlay beside it, or to a file without a name. */
+
+import { existsSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { dirname, join, resolve } from 'node:path'
+import { VdiskError } from '../util/errors.js'
+import { randomGuid } from '../util/guid.js'
+import { closeLayers, imageFile, openChain } from './chain.js'
+import { backingAt, createImage } from './create.js'
+import type { Image } from './image.js'
+import { chainOptions, type OpenOptions, openImage } from './open.js'
+
+export const OVERLAY_FORMAT = 'qcow2'
+
+/** What outlasts no reboot belongs here, where there is more room than in /tmp. */
+const TEMPORARY_FOLDER = '/var/tmp'
+
+/** Where temporary overlays are. */
+export function temporaryFolder(): string {
+  return process.env.TMPDIR || TEMPORARY_FOLDER
+}
+
+function isSame(a: string, b: string): boolean {
+  const [first, second] = [a, b].map((path) => statSync(path, { throwIfNoEntry: false }))
+  return first !== undefined && second !== undefined && first.dev === second.dev && first.ino === second.ino
+}
+
+/**
+ * Opens an image with an overlay over it: the image itself read-only, and locked so.
+ * @param overlay path of the overlay, which is made where it is missing; undefined: a file that nobody sees, and that is
+ * gone when the image is closed
+ * @param options those of the image; `readOnly` that of the overlay
+ * @throws USAGE where the overlay belongs to another image, and what creating and opening throw
+ */
+export function openOverlay(image: string, overlay: string | undefined, options: OpenOptions = {}): Image {
+  if (options.snapshot !== undefined)
+    throw new VdiskError('USAGE', 'a snapshot can have no overlay: it would be one of the whole image', { path: image })
+  const below = imageFile(image)
+  const path = resolve(overlay ?? join(temporaryFolder(), `vdiskfs-${randomGuid()}.${OVERLAY_FORMAT}`))
+  const made = prepare(path, below, overlay === undefined, options)
+  try {
+    return openOver(path, below, overlay === undefined, options)
+  } catch (error) {
+    if (made && existsSync(path)) unlinkSync(path)
+    throw error
+  }
+}
+
+/** Makes the overlay where it is missing, and looks whose it is where it is there. @returns whether it was made */
+function prepare(path: string, below: string, temporary: boolean, options: OpenOptions): boolean {
+  const { backingDirs = [], format } = options
+  if (isSame(path, below)) throw new VdiskError('USAGE', 'an image cannot be its own overlay', { path })
+  if (!temporary && (existsSync(path) || options.readOnly)) {
+    refuseForeign(path, below)
+    return false
+  }
+  const backing = backingAt(resolve(below), format, { backingDirs })
+  createImage(path, {
+    format: OVERLAY_FORMAT,
+    size: backing.size,
+    backing: backing.path,
+    backingFormat: backing.format,
+    backingDirs,
+    durable: !temporary,
+  })
+  return true
+}
+
+/** Before it is opened as a disk, so that nothing is changed in it. @throws USAGE */
+function refuseForeign(path: string, below: string): void {
+  const layers = openChain(path, { ...chainOptions({ readOnly: true, lock: false }), parents: false })
+  try {
+    const { format, opened } = layers[0]!
+    const fail = (text: string) => new VdiskError('USAGE', text, { path })
+    if (format.name !== OVERLAY_FORMAT)
+      throw fail(`it is there already, and no overlay: its format is ${format.name}, expected ${OVERLAY_FORMAT}`)
+    if (!opened.parent) throw fail(`it is an image of its own, and no overlay of ${below}`)
+    if (!opened.parent.candidates.some((candidate) => isSame(candidate, below)))
+      throw fail(`it is an overlay of ${opened.parent.name}, and not of ${below}`)
+  } finally {
+    closeLayers(layers)
+  }
+}
+
+function openOver(path: string, below: string, temporary: boolean, options: OpenOptions): Image {
+  const { backingDirs = [] } = options
+  const opened = openImage(path, {
+    ...options,
+    format: OVERLAY_FORMAT,
+    backingDirs: [...backingDirs, dirname(realpathSync(below))],
+    // What is gone with this process need not be brought to the disk.
+    syncAtClose: temporary,
+  })
+  try {
+    const parent = opened.layers[1]?.path
+    if (parent === undefined || !isSame(parent, below))
+      throw new VdiskError('USAGE', `it is an overlay of ${parent ?? 'nothing'}, and not of ${below}`, { path })
+    const size = opened.layers[1]!.size
+    if (opened.size < size)
+      options.warn?.(`${path}: it was made when ${below} had ${opened.size} bytes; it has ${size} now`)
+    if (temporary) unlinkSync(path)
+    return opened
+  } catch (error) {
+    opened.abandon()
+    throw error
+  }
+}

@@ -1,0 +1,178 @@
+/** Passphrases on the command line: from a file, from the terminal, and nowhere to be seen afterwards. */
+
+import { spawn } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { main } from '../../lib/cli/main.js'
+import { readSecret } from '../../lib/cli/secret.js'
+import { registryFolder } from '../../lib/mount/registry.js'
+import { create, MiB, PASSPHRASE, qemuIo } from '../formats/qcow2/luks-images.js'
+import { listed, mountImage, needsMounts, tryMount } from '../support/mounts.js'
+import { CLI, must } from '../support/run.js'
+import { temporaryFolder } from '../support/temp.js'
+
+/** Runs a command line; `typed` is what the user types where he is asked. */
+async function call(argv: readonly string[], typed?: readonly string[]) {
+  let out = ''
+  let err = ''
+  const prompts: string[] = []
+  const answers = [...(typed ?? [])]
+  const askSecret = (prompt: string) => {
+    prompts.push(prompt)
+    const answer = answers.shift()
+    return answer === undefined ? undefined : Buffer.from(answer)
+  }
+  const io = {
+    out: (text: string) => {
+      out += text
+    },
+    err: (text: string) => {
+      err += text
+    },
+    columns: undefined,
+    ...(typed && { askSecret }),
+  }
+  return { code: await main(argv, io), out, err, prompts }
+}
+
+t.test('the file: all of it but one newline', async (t) => {
+  const path = join(temporaryFolder(t), 'secret')
+  for (const [content, expected] of [
+    ['geheim', 'geheim'],
+    ['geheim\n', 'geheim'],
+    ['geheim\r\n', 'geheim'],
+    ['geheim\n\n', 'geheim\n'],
+    [' a b\t', ' a b\t'],
+    ['\n\r', '\n\r'],
+  ] as const) {
+    writeFileSync(path, content)
+    t.equal(Buffer.from(readSecret(path)).toString(), expected)
+  }
+  writeFileSync(path, '\n')
+  t.throws(() => readSecret(path), { code: 'USAGE', message: `${path}: there is no passphrase in it` })
+  t.throws(() => readSecret(`${path}x`), { code: 'NOT_FOUND', message: /^cannot read the secret in .*x: no such file/ })
+})
+
+t.test('create, map, convert, compare', async (t) => {
+  const folder = temporaryFolder(t)
+  const file = (name: string, content?: string) => {
+    const path = join(folder, name)
+    if (content !== undefined) writeFileSync(path, content)
+    return path
+  }
+  const [key, other, wrong] = [file('key', `${PASSPHRASE}\n`), file('other', 'another'), file('wrong', 'falsch')]
+  const [image, copy, raw] = [file('a.qcow2'), file('b.qcow2'), file('c.raw')]
+  const luks = ['-o', 'encrypt.format=luks,encrypt.iter-time=1']
+  const none = await call(['create', '-f', 'qcow2', ...luks, image, '1M'])
+  t.same(none.code, 2)
+  t.equal(none.err, `vdiskfs: ${image}: encrypt.format=luks needs --secret FILE, with a passphrase\n`)
+  t.equal((await call(['create', '-f', 'qcow2', ...luks, '--secret', key, image, '1M'])).code, 0)
+  qemuIo(image, 'write -P 0x5a 64k 64k')
+
+  const missing = await call(['map', image])
+  t.same(
+    [missing.code, missing.err],
+    [1, `vdiskfs: ${image}: it is encrypted (luks): say --secret FILE, with its passphrase\n`],
+  )
+  const refused = await call(['map', '--secret', wrong, image])
+  t.same([refused.code, refused.err], [1, `vdiskfs: ${image}: the passphrase opens none of its key slots\n`])
+  const map = await call(['map', '--secret', key, image])
+  t.match(map.out, /^0x10000 +0x10000 +encrypted/m)
+  const info = await call(['info', '--json', image])
+  const facts = JSON.parse(info.out) as { encrypted: boolean; 'format-specific': { data: { encrypt: object } } }
+  t.equal(facts.encrypted, true)
+  const theirs = JSON.parse(must('qemu-img', ['info', '--output=json', image])) as typeof facts
+  t.equal(theirs.encrypted, true)
+  const { encrypt } = theirs['format-specific'].data
+  t.match(facts['format-specific'].data.encrypt, encrypt, "info says what qemu-img's does")
+
+  t.equal((await call(['convert', '-q', '--secret', key, image, raw])).code, 0)
+  t.ok(
+    readFileSync(raw)
+      .subarray(65_536, 131_072)
+      .every((byte) => byte === 0x5a),
+  )
+  const again = ['convert', '-q', '-O', 'qcow2', ...luks, '--secret', key, '--target-secret', other, image, copy]
+  t.equal((await call(again)).code, 0)
+  t.equal((await call(['convert', '-q', '--secret', other, copy, file('d.raw')])).code, 0)
+  t.ok(readFileSync(raw).equals(readFileSync(file('d.raw'))))
+  t.equal((await call(['compare', '-q', '--secret', key, image, raw])).code, 0)
+  t.equal((await call(['compare', '-q', '--secret', other, copy, image])).code, 2)
+})
+
+t.test('asking for it', async (t) => {
+  const folder = temporaryFolder(t)
+  const image = join(folder, 'image.qcow2')
+  const luks = ['-o', 'encrypt.format=luks,encrypt.iter-time=1']
+  const different = await call(['create', '-f', 'qcow2', ...luks, image, '1M'], [PASSPHRASE, 'geheum'])
+  t.same([different.code, different.err], [2, `vdiskfs: ${image}: the two passphrases are not the same\n`])
+  const created = await call(['create', '-f', 'qcow2', ...luks, image, '1M'], [PASSPHRASE, PASSPHRASE])
+  t.equal(created.code, 0)
+  t.same(created.prompts, [`Passphrase of ${image}: `, 'Once more: '])
+  const map = await call(['map', image], [PASSPHRASE])
+  t.same([map.code, map.prompts.length], [0, 1])
+  t.equal((await call(['map', image], [])).code, 1)
+  t.notMatch(created.out + map.out + map.err, PASSPHRASE)
+  const plain = join(folder, 'plain.qcow2')
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', plain, '1M'])
+  t.same((await call(['map', plain], [PASSPHRASE])).prompts, [], 'not where nothing is encrypted')
+  t.same((await call(['info', image], [PASSPHRASE])).prompts, [], 'not for what is in the clear')
+})
+
+t.test('on a terminal, what is typed is not shown', async (t) => {
+  const image = join(temporaryFolder(t), 'image.qcow2')
+  create(image, MiB, ['encrypt.format=luks'])
+  const command = `${process.execPath} ${CLI} map ${image}`
+  /** Types when it is asked to. */
+  const typing = (keys: string) => {
+    const child = spawn('script', ['-qec', command, '/dev/null'], { timeout: 20_000 })
+    let out = ''
+    child.stdout.on('data', (data: Buffer) => {
+      if (!out.includes('Passphrase') && data.includes('Passphrase')) child.stdin.write(keys)
+      out += data
+    })
+    return new Promise<{ code: number | null; out: string }>((resolve) => {
+      child.on('close', (code) => resolve({ code, out }))
+    })
+  }
+  const good = await typing(`gehx\x7feimm\x08\r`)
+  t.equal(good.code, 0)
+  t.match(good.out, `Passphrase of ${image}: \r\n`)
+  t.notMatch(good.out, /eim/)
+  t.match((await typing('wrong\r')).out, 'the passphrase opens none of its key slots')
+  t.not((await typing('\x03')).code, 0)
+})
+
+t.test('a mount: its server is told on its standard input only', needsMounts, async (t) => {
+  const folder = temporaryFolder(t)
+  const image = join(folder, 'image.qcow2')
+  const key = join(folder, 'key')
+  writeFileSync(key, PASSPHRASE)
+  create(image, MiB, ['encrypt.format=luks'])
+  qemuIo(image, 'write -P 0x5a 64k 64k')
+  const none = tryMount(t, image)
+  t.same(
+    [none.code, none.err],
+    [1, `vdiskfs: ${image}: it is encrypted (luks): say --secret FILE, with its passphrase\n`],
+  )
+  for (const options of [
+    ['--secret', key],
+    ['-o', `secret=${key}`],
+  ]) {
+    const mount = mountImage(t, image, options)
+    t.ok(
+      readFileSync(mount.raw)
+        .subarray(65_536, 131_072)
+        .every((byte) => byte === 0x5a),
+    )
+    const seen = [
+      readFileSync(`/proc/${mount.pid}/cmdline`),
+      readFileSync(`/proc/${mount.pid}/environ`),
+      JSON.stringify(listed()),
+      must('grep', ['-rh', '', registryFolder()]),
+    ].join('\n')
+    for (const form of [PASSPHRASE, Buffer.from(PASSPHRASE).toString('base64')]) t.notMatch(seen, form)
+    mount.umount()
+  }
+})

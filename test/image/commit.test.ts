@@ -1,0 +1,245 @@
+/** Committing into the parent, and putting an image over another one: content, and what every failure leaves. */
+
+import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import t, { type Test } from 'tap'
+import { formats } from '../../lib/formats/registry.js'
+import { checkImage } from '../../lib/image/check.js'
+import { commitImage } from '../../lib/image/commit.js'
+import { createImage } from '../../lib/image/create.js'
+import { openImage } from '../../lib/image/open.js'
+import { rebaseImage } from '../../lib/image/rebase.js'
+import { resizeImage } from '../../lib/image/resize.js'
+import { FileStorage } from '../../lib/storage/file.js'
+import { must, vdiskfs } from '../support/run.js'
+import { temporaryFolder } from '../support/temp.js'
+
+// A busy machine is no fault of the program.
+t.setTimeout(300_000)
+
+const MiB = 1024 * 1024
+const SIZE = 12 * MiB + 512
+const OPTIONS: Readonly<Record<string, readonly string[]>> = {
+  vhd: ['block_size=512K'],
+  vhdx: ['block_size=1M'],
+  qcow2: ['cluster_size=4K'],
+}
+const FORMATS = Object.keys(OPTIONS).filter((name) => formats.some((format) => format.name === name))
+const QEMU: Readonly<Record<string, string>> = { vhd: 'vpc', vhdx: 'vhdx', qcow2: 'qcow2' }
+
+function content(path: string): Buffer {
+  const warnings: string[] = []
+  const image = openImage(path, { readOnly: true, warn: (text) => warnings.push(text) })
+  const bytes = Buffer.alloc(image.size)
+  image.read(bytes, 0, image.size, 0)
+  image.close()
+  if (warnings.length > 0) throw new Error(warnings.join())
+  return bytes
+}
+
+const same = (a: Buffer, b: Buffer) => Buffer.compare(a, b) === 0
+
+type Change = readonly [offset: number, length: number, byte: number]
+
+/** Writes, or (byte 0) zeroes, ranges of a disk. */
+function change(path: string, changes: readonly Change[]): void {
+  const image = openImage(path)
+  for (const [offset, length, byte] of changes)
+    if (byte === 0) image.zero(offset, length, true)
+    else image.write(new Uint8Array(length).fill(byte), 0, length, offset)
+  image.close()
+}
+
+const BASE: readonly Change[] = [
+  [0, 3 * MiB, 1],
+  [5 * MiB + 300, 2 * MiB, 2],
+  [SIZE - 700, 700, 3],
+]
+const CHILD: readonly Change[] = [
+  [MiB - 77, 400_000, 4],
+  [5 * MiB, 2 * MiB, 0],
+  [9 * MiB, MiB, 5],
+]
+
+/** A parent and a child that was written to. */
+function family(t: Test, format: string): { folder: string; base: string; child: string } {
+  const folder = temporaryFolder(t)
+  const [base, child] = [join(folder, `base.${format}`), join(folder, `child.${format}`)]
+  createImage(base, { format, size: SIZE, options: OPTIONS[format]! })
+  change(base, BASE)
+  // Its time is what a child knows of it, and a commit changes that.
+  utimesSync(base, 1e9, 1e9)
+  createImage(child, { format, backing: base, options: OPTIONS[format]! })
+  change(child, CHILD)
+  return { folder, base, child }
+}
+
+for (const format of FORMATS) {
+  t.test(`${format}: commit`, async (t) => {
+    const { folder, base, child } = family(t, format)
+    const before = content(child)
+    const size = statSync(child).blocks
+    commitImage(child, { keep: true })
+    t.ok(same(content(base), before), 'the parent shows what the child did')
+    t.ok(statSync(child).blocks >= size, 'which was kept')
+    t.ok(same(content(child), before))
+    change(child, [[4 * MiB, 100, 9]])
+    before.fill(9, 4 * MiB, 4 * MiB + 100)
+    const { written } = commitImage(child)
+    t.ok(written > MiB && written < 8 * MiB, `${written} bytes written`)
+    t.ok(same(content(base), before))
+    t.ok(same(content(child), before))
+    t.ok(statSync(child).size < 6 * MiB && statSync(child).blocks < size, 'the child is empty')
+    for (const path of [base, child]) t.same(checkImage(path).findings, [], `check finds nothing in ${path}`)
+    const raw = join(folder, 'raw')
+    must('qemu-img', ['convert', '-f', QEMU[format]!, '-O', 'raw', base, raw])
+    t.ok(same(readFileSync(raw), before), 'as QEMU reads it')
+    change(child, [[0, 5000, 8]])
+    before.fill(8, 0, 5000)
+    t.ok(same(content(child), before), 'the child can be used again')
+    t.equal(vdiskfs(['commit', child]).code, 0)
+    t.ok(same(content(base), before))
+    t.throws(() => commitImage(base), { code: 'USAGE', message: /no parent/ })
+  })
+
+  t.test(`${format}: the parent of a larger child grows`, async (t) => {
+    const { base, child } = family(t, format)
+    resizeImage(child, { size: 20 * MiB })
+    change(child, [[18 * MiB, 5000, 7]])
+    const before = content(child)
+    commitImage(child)
+    t.ok(same(content(base), before))
+    t.ok(same(content(child), before))
+  })
+
+  t.test(`${format}: wherever a commit fails, the child shows what it did`, async (t) => {
+    const { folder, base, child } = family(t, format)
+    resizeImage(child, { size: 13 * MiB })
+    const before = content(child)
+    const saved = join(folder, 'saved')
+    mkdirSync(saved)
+    for (const path of [base, child]) cpSync(path, join(saved, path.slice(folder.length)))
+    let failed = 0
+    for (let n = 1; ; n++) {
+      if (n > 300) throw new Error('it does not end')
+      for (const path of [base, child]) copyFileSync(join(saved, path.slice(folder.length)), path)
+      if (!failing(n, () => commitImage(child))) break
+      failed++
+      const found = openImage(child, { readOnly: true })
+      const bytes = Buffer.alloc(found.size)
+      found.read(bytes, 0, bytes.length, 0)
+      found.close()
+      t.ok(same(bytes, before), `after ${n} writes`)
+    }
+    t.ok(failed > 8, `${failed} failures`)
+    t.ok(same(content(base), before))
+  })
+
+  t.test(`${format}: rebase`, async (t) => {
+    const { folder, base, child } = family(t, format)
+    const other = join(folder, `other.${format}`)
+    createImage(other, { format, size: 8 * MiB, options: OPTIONS[format]! })
+    change(other, [
+      [MiB, 5 * MiB, 6],
+      [0, 4096, 1],
+    ])
+    const before = content(child)
+    rebaseImage(child, { backing: other })
+    t.ok(same(content(child), before), 'it shows what it did')
+    t.same(checkImage(child).findings, [])
+    const info = JSON.parse(vdiskfs(['info', '--chain', '--json', child]).out) as { filename: string }[]
+    t.same(
+      info.map(({ filename }) => filename),
+      [child, other],
+    )
+    const copy = join(folder, 'deep', `other.${format}`)
+    mkdirSync(join(folder, 'deep'))
+    copyFileSync(other, copy)
+    t.equal(vdiskfs(['rebase', '-u', '-b', copy, ...(format === 'qcow2' ? ['-F', format] : []), child]).code, 0)
+    t.ok(same(content(child), before), 'another place of the same parent')
+    rebaseImage(child, { backing: base })
+    t.ok(same(content(child), before))
+    createImage(join(folder, `grandchild.${format}`), { format, backing: child, options: OPTIONS[format]! })
+    t.throws(() => rebaseImage(child, { backing: join(folder, `grandchild.${format}`) }), { message: /made over it/ })
+    t.throws(() => rebaseImage(base, { backing: join(folder, 'none') }), { code: 'NOT_FOUND' })
+  })
+
+  t.test(`${format}: rebase to nothing`, async (t) => {
+    const { child, base } = family(t, format)
+    const before = content(child)
+    if (format !== 'qcow2') {
+      t.throws(() => rebaseImage(child, { backing: undefined }), { code: 'USAGE', message: /has a parent/ })
+      t.ok(same(content(child), before))
+      return
+    }
+    t.equal(vdiskfs(['rebase', '-b', '', child]).code, 0)
+    writeFileSync(base, '')
+    t.ok(same(content(child), before))
+    must('qemu-img', ['check', '-q', child])
+  })
+}
+
+t.test('a QCOW2 overlay is committed into images of other formats', async (t) => {
+  for (const format of ['vhd', 'raw']) {
+    const folder = temporaryFolder(t)
+    const [base, child] = [join(folder, `base.${format}`), join(folder, 'child.qcow2')]
+    createImage(base, { format, size: SIZE })
+    const image = openImage(base, { format })
+    image.write(new Uint8Array(MiB).fill(1), 0, MiB, 5 * MiB)
+    image.close()
+    createImage(child, { format: 'qcow2', backing: base, backingFormat: format })
+    resizeImage(child, { size: 20 * MiB })
+    change(child, [...CHILD, [19 * MiB, 700, 6]])
+    const before = content(child)
+    commitImage(child)
+    t.ok(same(content(child), before))
+    const raw = join(folder, 'raw')
+    must('qemu-img', ['convert', '-f', QEMU[format] ?? format, '-O', 'raw', base, raw])
+    t.ok(same(readFileSync(raw), before), format)
+  }
+})
+
+t.test('a QCOW2 image of its own gets a parent', async (t) => {
+  const folder = temporaryFolder(t)
+  const [base, alone] = [join(folder, 'base.qcow2'), join(folder, 'alone.qcow2')]
+  for (const path of [base, alone]) createImage(path, { format: 'qcow2', size: SIZE })
+  change(base, BASE)
+  change(alone, CHILD)
+  const before = content(alone)
+  rebaseImage(alone, { backing: base })
+  t.ok(same(content(alone), before), 'it shows what it did')
+  must('qemu-img', ['check', '-q', alone])
+  const info = JSON.parse(must('qemu-img', ['info', '--output=json', alone])) as Record<string, string>
+  t.same([info['backing-filename'], info['backing-filename-format']], ['base.qcow2', 'qcow2'])
+})
+
+t.test('rebase of an image without parents', async (t) => {
+  const raw = join(temporaryFolder(t), 'raw')
+  writeFileSync(raw, Buffer.alloc(4096, 1))
+  t.throws(() => rebaseImage(raw, { backing: raw }), { code: 'UNSUPPORTED' })
+  t.equal(vdiskfs(['rebase', raw]).code, 2)
+  t.ok(existsSync(raw))
+})
+
+/** Lets the n-th change of any file fail. @returns whether there were so many */
+function failing(n: number, work: () => void): boolean {
+  const kinds = ['write', 'truncate', 'punch', 'zero'] as const
+  const prototype = FileStorage.prototype as unknown as Record<string, (...args: unknown[]) => unknown>
+  const originals = kinds.map((kind) => [kind, prototype[kind]!] as const)
+  let count = 0
+  for (const [kind, original] of originals)
+    prototype[kind] = function (this: FileStorage, ...args: unknown[]) {
+      // All that follows fails too, as after a crash.
+      if (++count >= n) throw new Error('EIO')
+      return original.apply(this, args)
+    }
+  try {
+    work()
+    return false
+  } catch (error) {
+    if (count < n) throw error
+    return true
+  } finally {
+    for (const [kind, original] of originals) prototype[kind] = original
+  }
+}
