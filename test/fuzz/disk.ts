@@ -27,6 +27,12 @@ export function watchOpens(): void {
   syncBuiltinESMExports()
 }
 
+/** @returns what says which files were opened since then. Behind `watchOpens`. */
+export function openedSince(): () => readonly string[] {
+  opened.length = 0
+  return () => opened.filter((path) => path !== process.execPath)
+}
+
 /** A folder for images, with things beside them that no image may have opened. */
 export class Folder {
   readonly path: string

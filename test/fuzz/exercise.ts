@@ -175,9 +175,10 @@ function repair(format: Format, storage: Storage, how: Repair, counts: Counts): 
   for (let round = 0; round < ROUNDS; round++) {
     const findings = check(format, storage, how, counts)
     if (how !== 'all' || !findings?.some(({ repaired }) => repaired) || findings.length >= MOST_FINDINGS) return
-    const left = new Set(findings.filter(({ repaired }) => !repaired).map(({ message }) => message))
+    // Where something cannot be mended, what depends on it cannot either.
+    if (findings.some(({ repaired, severity }) => !repaired && severity === 'corruption')) return
     const again = check(format, storage, 'none', counts)?.find(
-      ({ repairable, severity, message }) => repairable && severity === 'corruption' && !left.has(message),
+      ({ repairable, severity }) => repairable && severity === 'corruption',
     )
     if (!again) return
     if (round < ROUNDS - 1) continue

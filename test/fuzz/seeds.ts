@@ -47,10 +47,16 @@ export const FUZZED = formats.map(({ name }) => name).filter((name) => name !== 
 const MOST_HELD = 3 * 2 ** 20
 const NAMES = ['image', 'parent']
 
+/** Where the fields of an image of a format are. */
+export function anatomyOf(format: string, bytes: Pages): Anatomy {
+  const find = ANATOMIES[format]
+  if (!find) throw new Error(`nobody has said where the fields of ${format} are: see test/fuzz/anatomy/`)
+  return find(bytes)
+}
+
 function seedOf(name: string, format: string, files: readonly (readonly [string, Pages])[], bundle = false): Seed {
-  const anatomyOf = ANATOMIES[format]
-  if (!anatomyOf) throw new Error(`nobody has said where the fields of ${format} are: see test/fuzz/anatomy/`)
-  return { name, format, bundle, files: files.map(([name, pages]) => ({ name, pages, anatomy: anatomyOf(pages) })) }
+  const withAnatomy = files.map(([name, pages]) => ({ name, pages, anatomy: anatomyOf(format, pages) }))
+  return { name, format, bundle, files: withAnatomy }
 }
 
 /** Made by us: written to and closed, and left by a crash. */
