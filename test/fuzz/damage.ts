@@ -52,6 +52,7 @@ function placesOf({ fields, tables }: Anatomy, name: string): { at: number; widt
 export function rename(bytes: Pages, format: string, name: string): void {
   const anatomy = anatomyOf(format, bytes)
   for (const text of anatomy.texts) {
+    if (text.word) continue
     const raw = encode(text, name)
     bytes.put(text.at, raw)
     if (text.length) {

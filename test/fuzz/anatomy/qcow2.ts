@@ -13,6 +13,7 @@ const DIRECTORY_ENTRY = 'tableOffset:8 tableSize:4 flags:4 type:1 granularity:1 
 const OFFSET_MASK = 0x00fffffffffffe00n
 const BITMAPS_EXTENSION = 0x23852875
 const NAME = 'utf8'
+const BACKING_FORMAT = 0xe2792aca
 const CRYPTO_EXTENSION = 0x0537be77
 const LUKS = `magic:6 version:2 cipher:8 -rest:24 mode:8 -rest:24 hash:8 -rest:24 payload:4 keyBytes:4 -digest:20 -salt:32
   iterations:4 -uuid:40`
@@ -68,7 +69,8 @@ function extensions(plan: Plan, first: number, cluster: number): void {
     if (type === 0 || length > 4096) return
     if (type === BITMAPS_EXTENSION) bitmaps(plan, data)
     else if (type === CRYPTO_EXTENSION) luks(plan, data)
-    else if (length > 0 && length < 512) plan.texts.push({ at: data, room: length, encoding: NAME })
+    else if (length > 0 && length < 512)
+      plan.texts.push({ at: data, room: length, encoding: NAME, word: type === BACKING_FORMAT })
     at = data + Math.ceil(length / 8) * 8
   }
 }
