@@ -3,7 +3,7 @@
 import type { ByteRange } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { type ChainOptions, closeLayers, openChain } from './chain.js'
-import { chainOptions, openImage } from './open.js'
+import { chainOptions, openImage, type Secret } from './open.js'
 
 export interface ResizeRequest {
   /** Bytes: the new size, or with `relative` how much larger (or, below 0, smaller) it becomes. */
@@ -13,6 +13,8 @@ export interface ResizeRequest {
   readonly shrink?: boolean
   readonly format?: string | undefined
   readonly backingDirs?: readonly string[]
+  /** The passphrase: needed where the end of an encrypted disk lies inside a cluster. */
+  readonly secret?: Secret | undefined
   readonly warn?: (message: string) => void
 }
 
@@ -21,8 +23,8 @@ export interface ResizeRequest {
  * @throws USAGE for a smaller size that is not meant; UNSUPPORTED where the format cannot do it; as opening for writing
  */
 export function resizeImage(path: string, request: ResizeRequest): { before: number; after: number } {
-  const { format, backingDirs, warn } = request
-  const options = { format, readOnly: false, ...(backingDirs && { backingDirs }), ...(warn && { warn }) }
+  const { format, backingDirs, secret, warn } = request
+  const options = { format, readOnly: false, secret, ...(backingDirs && { backingDirs }), ...(warn && { warn }) }
   const { before, after, left } = resizeLayer(path, request, chainOptions(options))
   if (left) {
     const image = openImage(path, options)
