@@ -53,3 +53,34 @@ export function describeExtent(e: Extent, depth: number, start: number): string 
   if (e.kind === Kind.ENCODED) return `${range} encoded, in layer ${depth}`
   return `${range} at ${e.offset} of file ${e.file}, in layer ${depth}${e.writable ? ', writable' : ''}`
 }
+
+/** The runs of a range, neighbours that say the same joined. */
+export function* runs(
+  image: { map(offset: number, length: number): MapEntry },
+  start: number,
+  end: number,
+): Generator<MapEntry> {
+  let last: MapEntry | undefined
+  for (let at = start; at < end; ) {
+    const run = image.map(at, end - at)
+    at += run.length
+    if (last && continues(last, run)) last = { ...last, length: last.length + run.length }
+    else {
+      if (last) yield last
+      last = run
+    }
+  }
+  if (last) yield last
+}
+
+function continues(a: MapEntry, b: MapEntry): boolean {
+  return (
+    a.depth === b.depth &&
+    a.present === b.present &&
+    a.zero === b.zero &&
+    a.data === b.data &&
+    a.compressed === b.compressed &&
+    a.file === b.file &&
+    (a.offset === undefined ? b.offset === undefined : a.offset + a.length === b.offset)
+  )
+}
