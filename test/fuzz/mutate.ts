@@ -53,7 +53,7 @@ const HOSTILE_NAMES = [
 /** @returns what was done, for messages */
 export function mutate(bytes: Pages, anatomy: Anatomy, random: Random): string[] {
   const done: string[] = []
-  const isText = anatomy.fields.length === 0
+  const isText = bytes.get(0, 1)[0] === 0x3c
   do {
     const kind = isText ? mutateText : pickKind(anatomy, random)
     done.push(kind(bytes, random, anatomy))
@@ -76,7 +76,8 @@ const KINDS: readonly (readonly [weight: number, Mutation])[] = [
 ]
 const TOTAL = KINDS.reduce((sum, [weight]) => sum + weight, 0)
 
-function pickKind({ tables, texts }: Anatomy, random: Random): Mutation {
+function pickKind({ fields, tables, texts }: Anatomy, random: Random): Mutation {
+  if (fields.length === 0) return pick([flip, cut, moveBlock], random)
   let left = random() * TOTAL
   for (const [weight, kind] of KINDS) {
     left -= weight

@@ -8,6 +8,9 @@ import type { Storage, StorageHandle } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
 
 const PAGE = 4096
+const ZEROS = new Uint8Array(PAGE)
+
+const isZero = (page: Uint8Array): boolean => Buffer.compare(page, ZEROS.subarray(0, page.length)) === 0
 
 export class Pages {
   size: number
@@ -24,7 +27,7 @@ export class Pages {
     const made = new Pages(bytes.length)
     for (let at = 0; at < bytes.length; at += PAGE) {
       const page = bytes.subarray(at, at + PAGE)
-      if (page.some((byte) => byte !== 0)) made.put(at, page)
+      if (!isZero(page)) made.put(at, page)
     }
     return made
   }
@@ -39,7 +42,7 @@ export class Pages {
         const got = readSync(fd, chunk, 0, chunk.length, at)
         for (let i = 0; i < got; i += PAGE) {
           const page = chunk.subarray(i, Math.min(got, i + PAGE))
-          if (page.some((byte) => byte !== 0)) made.put(at + i, page)
+          if (!isZero(page)) made.put(at + i, page)
         }
       }
       return made

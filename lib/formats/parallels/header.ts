@@ -181,9 +181,13 @@ export function headerProblems(header: Header): HeaderProblem[] {
       offset: HEADER.offsetOf('dataOff'),
       found: header.dataOff,
       expected,
-      repair: (fixed) => {
-        fixed.dataOff = expected
-      },
+      // Rounded up, it may no longer fit.
+      repair:
+        expected > MAX_ENTRY
+          ? undefined
+          : (fixed) => {
+              fixed.dataOff = expected
+            },
     })
   if (header.magic === MAGIC_SECTORS && header.nbSectors > MAX_ENTRY)
     problems.push({
