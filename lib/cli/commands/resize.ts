@@ -4,6 +4,7 @@ import { resizeImage } from '../../image/resize.js'
 import { formatSize, parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
+import { secretOf } from '../secret.js'
 
 export function run(args: Arguments, io: Io): number {
   const [path, text] = args.positionals as [string, string]
@@ -13,6 +14,7 @@ export function run(args: Arguments, io: Io): number {
     size: sign === '-' ? -size : size,
     relative: sign !== undefined,
     shrink: args.has('shrink'),
+    secret: secretOf({ file: args.value('secret'), image: path }, io),
     format: args.value('format'),
     backingDirs: args.values('backing-dir'),
     warn: (line) => io.err(`vdiskfs: ${line}\n`),
