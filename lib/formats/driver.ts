@@ -471,7 +471,10 @@ export type Facts = {
 export interface ResizeHelp {
   /** Bytes of the parent's disk; 0: there is no parent. @throws what opening it throws */
   below(): number
-  /** Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. */
+  /**
+   * Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. Called
+   * before anything is changed. @throws what opening it as a disk throws
+   */
   zeroLater(range: ByteRange): void
 }
 
