@@ -220,6 +220,7 @@ export class Image {
     for (let d = depth; d < this.#drivers.length; d++) {
       const driver = this.#drivers[d]!
       if (offset >= driver.size) break
+      e.explicit = false
       driver.map(offset, Math.min(left, driver.size - offset), e)
       this.#depth = d
       if (e.kind !== Kind.PARENT) return e
@@ -227,6 +228,7 @@ export class Image {
     }
     // Behind the end of a shorter parent, or with no parent left.
     e.kind = Kind.ZERO
+    e.explicit = false
     e.length = left
     return e
   }

@@ -94,6 +94,7 @@ t.test('a chain becomes one image', async (t) => {
   write(parent, MiB, noise(3 * MiB, 1))
   createImage(child, { format: 'vhd', backing: parent })
   write(child, 2 * MiB + 512, noise(700, 2))
+  write(child, 3 * MiB, Buffer.alloc(100_000))
   await convert(child, target, { format: 'vhdx' })
   const raw = join(folder, 'model')
   writeFileSync(raw, model)
