@@ -112,7 +112,7 @@ async function intoNew(
     to.close()
     file.complete()
   } catch (error) {
-    file.remove()
+    file.remove(to?.ownPaths.slice(1) ?? [])
     to?.abandon()
     throw error
   }
