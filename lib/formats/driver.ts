@@ -36,6 +36,8 @@ export class Extent {
   file = 0
   /** Byte offset in that file of the first of these bytes. With DATA. */
   offset = 0
+  /** With ZERO: something says that they are, rather than that there is nothing. For `map`; may be left out. */
+  explicit = false
   /** With DATA: they may be overwritten in place, with no change of metadata. */
   writable = false
   /** For the driver's own use between `map` and `decode`. */
