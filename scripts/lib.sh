@@ -76,3 +76,8 @@ check_fuse() {
   if [ ! -e /dev/fuse ] && [ "$(id -u)" = 0 ]; then modprobe fuse 2>/dev/null || true; fi
   [ -e /dev/fuse ] || { echo 'No /dev/fuse on this machine: nothing can be mounted (in a container: --device /dev/fuse).' >&2; return 1; }
 }
+
+# The library with its tests, in build/.
+build_tests() {
+  node_modules/.bin/tsc -p tsconfig.json
+}

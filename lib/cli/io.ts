@@ -1,5 +1,6 @@
 /** Where the command line writes to, so that tests and other programs can run it without a process of its own. */
 
+import { printable } from '../util/errors.js'
 import { askOnTerminal } from './terminal.js'
 
 export interface Io {
@@ -15,6 +16,8 @@ export interface Io {
   readonly askSecret?: ((prompt: string) => Uint8Array | undefined) | undefined
 }
 
+const printableLines = (text: string): string => text.split('\n').map(printable).join('\n')
+
 /** The streams of this process. A reader that goes away (`vdiskfs map … | head`) ends the process quietly. */
 export function processIo(): Io {
   const quiet = (error: NodeJS.ErrnoException) => {
@@ -24,7 +27,8 @@ export function processIo(): Io {
   process.stdout.on('error', quiet)
   process.stderr.on('error', quiet)
   return {
-    out: (text) => void process.stdout.write(text),
+    // Names in images are strangers' texts.
+    out: (text) => void process.stdout.write(printableLines(text)),
     err: (text) => void process.stderr.write(text),
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
     errColumns: process.stderr.isTTY ? process.stderr.columns : undefined,

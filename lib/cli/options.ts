@@ -122,6 +122,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'leave zeros out where at least so many are together; 0: none (4K)',
     on: ['convert'],
   },
+  { name: 'compress', short: 'c', help: 'compress the data (qcow2, with -o compression_type)', on: ['convert'] },
   { name: 'no-create', short: 'n', help: 'write into TARGET, which exists', on: ['convert'] },
   {
     name: 'progress',

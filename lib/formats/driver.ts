@@ -57,6 +57,8 @@ export class Allocation {
   space = 0
   spaceLength = 0
   fresh = false
+  /** Bytes of encoded data at `offset`; 0: the data is as the guest has it. */
+  encoded = 0
 }
 
 /** Bytes of the sectors that are encrypted by themselves. */
@@ -130,6 +132,19 @@ export interface Driver {
    * @throws NO_SPACE where the format can hold no more.
    */
   allocate?(offset: number, length: number, out: Allocation): boolean
+
+  /**
+   * Encodes a whole block (compresses it), for `allocateEncoded`. Pure; no lock.
+   * @returns undefined where that does not make it smaller
+   */
+  encode?(block: Uint8Array): Uint8Array | undefined
+
+  /**
+   * Chooses room for so many bytes of encoded data, which become those of the block at `offset`, of which `map` said that
+   * this layer has nothing there. As `allocate`; `publish` and `abandon` go by `Allocation.encoded`, which is 0 where it
+   * cannot be.
+   */
+  allocateEncoded?(offset: number, length: number, out: Allocation): boolean
 
   /** Makes room for at least one more block. No lock, but only one thread at a time; may do I/O with barriers. */
   grow?(): void
@@ -456,10 +471,7 @@ export type Facts = {
 export interface ResizeHelp {
   /** Bytes of the parent's disk; 0: there is no parent. @throws what opening it throws */
   below(): number
-  /**
-   * Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. Called
-   * before anything is changed. @throws what opening it as a disk throws
-   */
+  /** Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. */
   zeroLater(range: ByteRange): void
 }
 

@@ -6,6 +6,7 @@ import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
+import { printable } from '../util/errors.js'
 import { detectFormat, imageFile, lookForParent, openBeside } from './chain.js'
 import { Gate } from './gate.js'
 
@@ -42,7 +43,7 @@ export interface CheckReport {
 export function checkImage(path: string, request: CheckRequest = {}): CheckReport {
   const repair = request.repair ?? 'none'
   const readOnly = repair === 'none'
-  const warn = request.warn ?? (() => {})
+  const warn = (message: string) => request.warn?.(printable(message))
   const file = imageFile(path)
   const storages: Storage[] = []
   const take = (storage: Storage): Storage => {
@@ -86,7 +87,7 @@ class Findings {
     const { severity, repaired, count = 1 } = finding
     this.#counts[severity] += count
     if (repaired) this.#fixed[severity] += count
-    if (this.#kept.length < MAX_FINDINGS) this.#kept.push(finding)
+    if (this.#kept.length < MAX_FINDINGS) this.#kept.push({ ...finding, message: printable(finding.message) })
   }
 
   result(): Omit<CheckReport, 'format' | 'totals'> {

@@ -23,6 +23,8 @@ const trace = makeTrace('image')
 const COPY_CHUNK = 1 << 20
 /** Guest bytes that one `release` is asked for at most, so that the lock is given away now and then. */
 const RELEASE_CHUNK = 2 ** 40
+/** Extents that one `seek` looks at: a disk can be nothing but small holes, and somebody waits for the answer. */
+const SEEK_EXTENTS = 2 ** 18
 
 export interface LayerHandle {
   readonly path: string
@@ -245,6 +247,58 @@ export class Image {
     this.#metadata.written(length)
   }
 
+  /** True where `writeEncoded` encodes: the format can compress. */
+  get encodes(): boolean {
+    return this.#top.encode !== undefined
+  }
+
+  /** Bytes that are allocated, and encoded, together. */
+  get blockSize(): number {
+    return this.#top.blockSize
+  }
+
+  /**
+   * As `write` of one whole block (the last may be cut short), compressed where nothing of it is there yet and that makes
+   * it smaller.
+   */
+  writeEncoded(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    this.#checkWrite(length, offset)
+    if (this.#top.record) this.#record(offset, length)
+    const encoded = this.#encode(buffer.subarray(at, at + length))
+    if (!encoded || !this.#placeEncoded(encoded, offset, length)) this.write(buffer, at, length, offset)
+  }
+
+  /** What is behind the end of the disk is zeros. */
+  #encode(data: Uint8Array): Uint8Array | undefined {
+    const { blockSize } = this.#top
+    if (data.length === blockSize) return this.#top.encode?.(data)
+    const block = new Uint8Array(blockSize)
+    block.set(data)
+    return this.#top.encode?.(block)
+  }
+
+  /** @returns false where something is there already */
+  #placeEncoded(encoded: Uint8Array, offset: number, length: number): boolean {
+    const metadata = this.#metadata
+    const driver = this.#top
+    const a = this.#allocation
+    return this.#allocating(offset, length, () => {
+      const { kind, length: nothing } = this.own(offset, length)
+      if (kind === 'data' || nothing < length) return false
+      this.#allocate(() => driver.allocateEncoded!(offset, encoded.length, a))
+      if (a.encoded === 0) return false
+      try {
+        this.#files[a.file]!.storage.write(encoded, 0, encoded.length, a.offset)
+        metadata.wrote(a.file)
+      } catch (error) {
+        metadata.exclusive(() => driver.abandon!(a))
+        throw error
+      }
+      metadata.exclusive(() => driver.publish!(a))
+      return true
+    })
+  }
+
   /** Has the driver record that a range changes, before anything of it does. */
   #record(offset: number, length: number): void {
     const metadata = this.#metadata
@@ -333,20 +387,28 @@ export class Image {
    * undefined. @returns how many bytes were written: 0 where somebody else allocated them meanwhile.
    */
   #writeNew(buffer: Uint8Array | undefined, at: number, length: number, offset: number): number {
-    const metadata = this.#metadata
     const driver = this.#top
     if (!driver.allocate)
       throw new VdiskError('INTERNAL', 'the format maps bytes that it cannot write', { path: this.path })
+    return this.#allocating(offset, length, () => {
+      const e = this.#locate(offset, length)
+      if (e.kind === Kind.DATA && e.writable && this.#depth === 0) return 0
+      this.#allocation.encoded = 0
+      this.#allocate(() => driver.allocate!(offset, length, this.#allocation))
+      return this.#fill(buffer, at, length, offset)
+    })
+  }
+
+  /** Runs work that allocates for a range of which nobody else changes anything meanwhile. */
+  #allocating<T>(offset: number, length: number, work: () => T): T {
+    const metadata = this.#metadata
     metadata.ranges.acquire(...this.#blocks(offset, length))
     try {
-      metadata.reserve(driver.changeSectors)
+      metadata.reserve(this.#top.changeSectors)
       try {
         metadata.epochs.enter()
         try {
-          const e = this.#locate(offset, length)
-          if (e.kind === Kind.DATA && e.writable && this.#depth === 0) return 0
-          this.#allocate(offset, length)
-          return this.#fill(buffer, at, length, offset)
+          return work()
         } finally {
           metadata.epochs.leave()
         }
@@ -375,15 +437,15 @@ export class Image {
     return [Math.floor(offset / blockSize) * blockSize, Math.ceil((offset + length) / blockSize) * blockSize]
   }
 
-  #allocate(offset: number, length: number): void {
+  /** Has the driver choose room, which is made where there is none. */
+  #allocate(choose: () => boolean): void {
     const metadata = this.#metadata
-    const driver = this.#top
-    while (!metadata.exclusive(() => driver.allocate!(offset, length, this.#allocation))) {
+    while (!metadata.exclusive(choose)) {
       metadata.growth.acquire()
       try {
         // Somebody else may have made room while this thread waited for its turn.
-        if (metadata.exclusive(() => driver.allocate!(offset, length, this.#allocation))) return
-        driver.grow!()
+        if (metadata.exclusive(choose)) return
+        this.#top.grow!()
       } finally {
         metadata.growth.release()
       }
@@ -585,9 +647,14 @@ export class Image {
     return { length: e.length, kind }
   }
 
-  /** The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. */
+  /**
+   * The offset of the first data (or the first hole) at or behind `offset`; -1 where there is none. What takes too long
+   * to find is taken to be data, as lseek(2) allows.
+   */
   seek(offset: number, data: boolean): number {
-    for (let at = offset; at < this.size; ) {
+    let at = offset
+    for (let extents = 0; at < this.size; extents++) {
+      if (extents === SEEK_EXTENTS) return data ? at : this.size
       const e = this.#locate(at, this.size - at)
       const found = seekExtent(e, at, data, this.#files, this.#drivers[this.#depth]!)
       if (found >= 0) return found

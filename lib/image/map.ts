@@ -32,7 +32,8 @@ export function mapOne(e: Extent, depth: number, start: number, files: readonly 
   const base = { start, depth, present: true, offset: e.offset, file: storage.path }
   if (driver.locked) return { ...base, length: e.length, zero: false, data: true }
   const end = e.offset + e.length
-  const data = storage.nextData(e.offset)
+  // Behind the file's end there is nothing.
+  const data = e.offset < storage.size() ? storage.nextData(e.offset) : end
   if (data > e.offset) return { ...base, length: Math.min(data, end) - e.offset, zero: true, data: false }
   return { ...base, length: Math.min(storage.nextHole(e.offset), end) - e.offset, zero: false, data: true }
 }
@@ -41,6 +42,7 @@ export function mapOne(e: Extent, depth: number, start: number, files: readonly 
 export function seekExtent(e: Extent, at: number, data: boolean, files: readonly FileRef[], driver: Driver): number {
   if (e.kind !== Kind.DATA || driver.cipher) return (e.kind === Kind.ZERO) === data ? -1 : at
   const { storage } = files[e.file]!
+  if (e.offset >= storage.size()) return data ? -1 : at
   const found = data ? storage.nextData(e.offset) : storage.nextHole(e.offset)
   const none = found >= e.offset + e.length || (data && found >= storage.size())
   return none ? -1 : at + found - e.offset
@@ -52,4 +54,35 @@ export function describeExtent(e: Extent, depth: number, start: number): string 
   if (e.kind === Kind.ZERO) return `${range} zeros`
   if (e.kind === Kind.ENCODED) return `${range} encoded, in layer ${depth}`
   return `${range} at ${e.offset} of file ${e.file}, in layer ${depth}${e.writable ? ', writable' : ''}`
+}
+
+/** The runs of a range, neighbours that say the same joined. */
+export function* runs(
+  image: { map(offset: number, length: number): MapEntry },
+  start: number,
+  end: number,
+): Generator<MapEntry> {
+  let last: MapEntry | undefined
+  for (let at = start; at < end; ) {
+    const run = image.map(at, end - at)
+    at += run.length
+    if (last && continues(last, run)) last = { ...last, length: last.length + run.length }
+    else {
+      if (last) yield last
+      last = run
+    }
+  }
+  if (last) yield last
+}
+
+function continues(a: MapEntry, b: MapEntry): boolean {
+  return (
+    a.depth === b.depth &&
+    a.present === b.present &&
+    a.zero === b.zero &&
+    a.data === b.data &&
+    a.compressed === b.compressed &&
+    a.file === b.file &&
+    (a.offset === undefined ? b.offset === undefined : a.offset + a.length === b.offset)
+  )
 }

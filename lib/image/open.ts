@@ -4,7 +4,7 @@ import { basename } from 'node:path'
 import { findFormat } from '../formats/registry.js'
 import { makeShared } from '../metadata/shared.js'
 import type { Storage } from '../storage/storage.js'
-import { VdiskError } from '../util/errors.js'
+import { printable, VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, detectFormat, type Layer, openChain } from './chain.js'
 import { Image, type ImageShape, type LayerHandle } from './image.js'
@@ -64,7 +64,7 @@ export function chainOptions(options: OpenOptions): ChainOptions {
     parents: true,
     syncAtClose: options.syncAtClose,
     secret: secretFunction(options.secret),
-    warn: options.warn ?? (() => {}),
+    warn: (message) => options.warn?.(printable(message)),
   }
 }
 
@@ -103,7 +103,7 @@ export function openStorages(storages: readonly Storage[], options: OpenOptions 
     const name = depth === 0 ? options.format : undefined
     const format = name === undefined ? detectFormat(storage) : findFormat(name)
     const readOnly = depth > 0 || (options.readOnly ?? false)
-    const warn = (message: string) => options.warn?.(`${path}: ${message}`)
+    const warn = (message: string) => options.warn?.(printable(`${path}: ${message}`))
     const secret = secretFunction(options.secret)
     const opened = format.open({ storage, path, readOnly, ...(secret && { secret }), warn })
     const guessedRaw = name === undefined && format.name === 'raw'

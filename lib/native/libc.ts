@@ -99,6 +99,16 @@ function bind(prototype: string): ReturnType<Library['func']> {
   return library.func(prototype)
 }
 
+/** A shared library that may be there or not: binds its functions by their prototypes. Undefined: it is not there. */
+export function openLibrary(file: string): ((prototype: string) => ReturnType<Library['func']>) | undefined {
+  try {
+    const library = loadKoffi().load(file)
+    return (prototype) => library.func(prototype)
+  } catch {
+    return undefined
+  }
+}
+
 export const fcntl = declareLibc<[fd: number, command: number, argument: ArrayBufferView | null]>(
   'int fcntl(int fd, int command, void *argument)',
 )

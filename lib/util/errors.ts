@@ -42,6 +42,17 @@ export interface ErrorDetails {
   cause?: unknown
 }
 
+/** Control characters, and those that change the direction of text: an image could play tricks with a terminal. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: those are what is looked for
+const UNPRINTABLE = /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g
+
+/** One line that does nothing to a terminal: what is not printable becomes `\u001b`. */
+export function printable(text: string): string {
+  return text
+    .replace(/\s*[\r\n]+\s*/g, ' ')
+    .replace(UNPRINTABLE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`)
+}
+
 /** An error whose message is one line, made for the user: it names the file, what was found and what was expected. */
 export class VdiskError extends Error {
   override readonly name = 'VdiskError'
@@ -52,7 +63,7 @@ export class VdiskError extends Error {
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     const { path, offset, errno, cause } = details
-    super(path === undefined || message.includes(path) ? message : `${path}: ${message}`, { cause })
+    super(printable(path === undefined || message.includes(path) ? message : `${path}: ${message}`), { cause })
     this.code = code
     this.path = path
     this.offset = offset

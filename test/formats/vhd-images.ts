@@ -141,7 +141,7 @@ export function contextOf(storage: MemoryStorage, readOnly = true): OpenContext 
   }
 }
 
-const CORPUS = fileURLToPath(new URL('../../../../shared/corpus', import.meta.url))
+export const CORPUS = fileURLToPath(new URL('../../../../shared/corpus', import.meta.url))
 
 /** Tests of images that other programs wrote: skipped visibly where there are none. */
 export const needsCorpus = existsSync(CORPUS) ? {} : { skip: 'needs ../shared/corpus' }

@@ -14,6 +14,9 @@ import { FileStorage } from '../../lib/storage/file.js'
 import { must, vdiskfs } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
+// A busy machine is no fault of the program.
+t.setTimeout(300_000)
+
 const MiB = 1024 * 1024
 const SIZE = 12 * MiB + 512
 const OPTIONS: Readonly<Record<string, readonly string[]>> = {

@@ -22,6 +22,9 @@ import { openImage } from '../../lib/image/open.js'
 import { must, run, startVdiskfs, until, vdiskfs } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
+// A busy machine is no fault of the program.
+t.setTimeout(300_000)
+
 const KiB = 1024
 const MiB = KiB * KiB
 const QEMU: Readonly<Record<string, string>> = { vhd: 'vpc', vhdx: 'vhdx', parallels: 'parallels', raw: 'raw' }

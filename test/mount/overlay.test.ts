@@ -20,6 +20,9 @@ import { listedAt, mountImage, needsMounts, tryMount } from '../support/mounts.j
 import { must, vdiskfs } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
+// A busy machine is no fault of the program.
+t.setTimeout(300_000)
+
 const MiB = 1024 * 1024
 
 function filled(path: string, format: string, byte: number, backing?: string): string {

@@ -30,6 +30,7 @@ export function run(args: Arguments, io: Io): Promise<number> {
         backingFormat: args.value('backing-format'),
         backingDirs: args.values('backing-dir'),
         existing: args.has('no-create'),
+        compress: args.has('compress'),
         ...(sparse === undefined ? {} : { sparse: parseSize(sparse) }),
         ...(threads === undefined ? {} : { threads: parseCount('threads', threads, 1, MAX_THREADS) }),
         signal,

@@ -14,9 +14,9 @@ export function run(args: Arguments, io: Io): number {
     size: sign === '-' ? -size : size,
     relative: sign !== undefined,
     shrink: args.has('shrink'),
-    secret: secretOf({ file: args.value('secret'), image: path }, io),
     format: args.value('format'),
     backingDirs: args.values('backing-dir'),
+    secret: secretOf({ file: args.value('secret'), image: path }, io),
     warn: (line) => io.err(`vdiskfs: ${line}\n`),
   })
   if (!args.has('quiet'))

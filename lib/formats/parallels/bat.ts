@@ -29,12 +29,17 @@ export class Bat {
   /** Where cluster `index` of the disk is in the file, in bytes; 0: nowhere. @throws CORRUPT */
   at(index: number): number {
     const { geometry } = this.#layout
-    if (index >= geometry.entries || this.#state[State.EMPTY] !== 0) return 0
+    if (this.emptyFrom(index)) return 0
     const entry = this.#region.u32le(HEADER_SIZE + index * BAT_ENTRY_SIZE)
     if (entry === 0) return 0
     const offset = entry * geometry.unit
     if (offset < geometry.batEnd || offset >= this.#state[State.END]!) throw this.#outside(index, offset)
     return offset
+  }
+
+  /** True where no cluster of the disk from this one on is anywhere. */
+  emptyFrom(index: number): boolean {
+    return index >= this.#layout.geometry.entries || this.#state[State.EMPTY] !== 0
   }
 
   #outside(index: number, offset: number): VdiskError {

@@ -23,12 +23,11 @@ import {
   bitmapsTrusted,
   type Geometry,
   geometryOf,
-  HEADER,
-  HEADER_SIZE,
   type Header,
   InUse,
   readHeader,
   SECTOR,
+  writeHeader,
 } from './header.js'
 import { extensionOf } from './image.js'
 
@@ -197,10 +196,7 @@ function replace(storage: Storage, { header, geometry }: State, features: readon
 }
 
 function pointTo(storage: Storage, header: Header, place: number): void {
-  const bytes = new Uint8Array(HEADER_SIZE)
   header.extOff = place / SECTOR
   header.inUse = InUse.CLOSED
-  HEADER.write(header, bytes)
-  storage.write(bytes, 0, HEADER_SIZE, 0)
-  storage.sync()
+  writeHeader(storage, header)
 }

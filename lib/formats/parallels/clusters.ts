@@ -49,7 +49,7 @@ export class ClusterCheck {
 
   /** Every entry: is it in the file, in its place, and alone there. */
   checkBat(): void {
-    for (const from of this.#windows()) this.#checkWindow(this.#newWindow(from), from)
+    for (const from of this.#usedWindows()) this.#checkWindow(this.#newWindow(from), from)
   }
 
   /**
@@ -59,7 +59,15 @@ export class ClusterCheck {
   checkLeaks(extension: readonly number[]): void {
     this.#extension = new Set(extension)
     this.#lastUsed = this.#r.geometry.dataStart
-    for (const from of this.#windows()) this.#checkGaps(this.#markAll(from))
+    const { dataStart, clusterSize } = this.#r.geometry
+    const windows = new Set(this.#usedWindows())
+    // The first finds out where the last cluster in use is.
+    for (let from = 0; from === 0 || dataStart + from * clusterSize < this.#lastUsed; from += WINDOW)
+      this.#checkGaps(
+        windows.has(from)
+          ? this.#markAll(from).gaps()
+          : [{ offset: dataStart + from * clusterSize, length: WINDOW * clusterSize }],
+      )
     this.#checkTail()
   }
 
@@ -67,10 +75,18 @@ export class ClusterCheck {
     if (offset < this.#end) this.#lastUsed = Math.max(this.#lastUsed, offset + this.#r.geometry.clusterSize)
   }
 
-  /** The numbers of the first cluster of each window; there is always one. */
-  *#windows(): Generator<number> {
-    const { dataStart, clusterSize } = this.#r.geometry
-    for (let from = 0; from === 0 || dataStart + from * clusterSize < this.#end; from += WINDOW) yield from
+  /** The first clusters of the windows that anything is in: the file may be one large hole. There is always one. */
+  #usedWindows(): number[] {
+    const { dataStart, clusterSize, unit } = this.#r.geometry
+    const found = new Set([0])
+    const use = (offset: number) => {
+      if (offset >= this.#end) return
+      const cluster = Math.floor((offset - dataStart) / clusterSize)
+      for (const reached of [cluster, cluster + 1]) found.add(Math.max(0, Math.floor(reached / WINDOW)))
+    }
+    this.#eachEntry((entry) => use(entry * unit))
+    for (const cluster of this.#extension) use(cluster)
+    return [...found].sort((a, b) => a - b).map((window) => window * WINDOW)
   }
 
   /** With the extension's clusters marked. */
@@ -178,22 +194,26 @@ export class ClusterCheck {
     const to = this.#end
     if (to / unit > MAX_ENTRY) return false
     this.#r.mark()
+    const { storage } = this.#r
     const buffer = new Uint8Array(Math.min(CHUNK, clusterSize))
-    for (let done = 0; done < clusterSize; done += buffer.length) {
-      const count = Math.min(buffer.length, clusterSize - done)
-      buffer.fill(0, this.#r.storage.read(buffer, 0, count, from + done))
-      this.#r.storage.write(buffer, 0, count, to + done)
+    const end = Math.min(from + clusterSize, storage.size())
+    storage.truncate(to + clusterSize)
+    // A cluster can be said to be of any size, and is mostly a hole then.
+    for (let at = storage.nextData(from); at < end; at = storage.nextData(at)) {
+      const count = storage.read(buffer, 0, Math.min(buffer.length, end - at), at)
+      storage.write(buffer, 0, count, to + at - from)
+      at += count
     }
-    this.#r.storage.sync()
+    storage.sync()
     this.#end = to + clusterSize
     this.#setEntry(index, to)
     return true
   }
 
   /** Clusters between used ones that hold something although nothing refers to them. Zeros are free space, not leaks. */
-  #checkGaps(used: UsedClusters): void {
+  #checkGaps(gaps: Iterable<{ offset: number; length: number }>): void {
     const { clusterSize } = this.#r.geometry
-    for (const { offset, length } of used.gaps()) {
+    for (const { offset, length } of gaps) {
       // What is behind the last cluster in use is cut off instead.
       const end = Math.min(offset + length, this.#lastUsed)
       for (let data = this.#nextNonZero(offset, end); data < end; ) {

@@ -72,7 +72,7 @@ export class ImageDriver implements Driver {
     const stop = Math.max(bat.pageEnd(first), first + 1)
     let next = first + 1
     while (next < stop && next * c < end && bat.at(next) === (host === 0 ? 0 : host + (next - first) * c)) next++
-    out.length = Math.min(next * c, end) - offset
+    out.length = bat.emptyFrom(first) ? length : Math.min(next * c, end) - offset
     if (host === 0) {
       out.kind = this.#layout.parent ? Kind.PARENT : Kind.ZERO
       return

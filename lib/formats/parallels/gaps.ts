@@ -14,6 +14,8 @@ const trace = makeTrace('parallels')
 
 /** Clusters that are looked for at a time: so many bits of memory. A larger file is searched in several rounds. */
 export const WINDOW = 2 ** 25
+/** BAT entries that are looked at, in all rounds: gaps that are not found are only not used. Somebody waits. */
+const MOST_LOOKED_AT = 2 ** 26
 
 /**
  * Finds the gaps and makes them takeable. Only one thread at a time; no lock held.
@@ -32,7 +34,8 @@ export function findGaps(layout: ImageLayout, context: LayerContext, bat: Bat): 
   })
   let found = false
   try {
-    for (let from = 0; from < clusters; from += WINDOW) {
+    const rounds = Math.floor(MOST_LOOKED_AT / Math.max(1, layout.geometry.entries))
+    for (let from = 0; from < Math.min(clusters, rounds * WINDOW); from += WINDOW) {
       const used = new UsedClusters(dataStart + from * clusterSize, clusterSize, Math.min(WINDOW, clusters - from))
       markBat(layout, context, bat, used)
       markExtension(layout, context, used)
@@ -110,17 +113,22 @@ export class UsedClusters {
   /** The ranges of the file that were not marked. */
   *gaps(): Generator<{ offset: number; length: number }> {
     for (let i = 0; i < this.#count; ) {
-      if (this.#isUsed(i)) {
-        i++
-        continue
-      }
-      const first = i
-      while (i < this.#count && !this.#isUsed(i)) i++
-      yield { offset: this.#start + first * this.#clusterSize, length: (i - first) * this.#clusterSize }
+      const first = this.#next(i, false)
+      i = this.#next(first, true)
+      if (i > first) yield { offset: this.#start + first * this.#clusterSize, length: (i - first) * this.#clusterSize }
     }
   }
 
-  #isUsed(i: number): boolean {
-    return (this.#bits[i >> 3]! & (1 << (i & 7))) !== 0
+  /** The first cluster from `i` on that is in use, or that is not; eight at a time where they are alike. */
+  #next(i: number, used: boolean): number {
+    const other = used ? 0 : 0xff
+    let at = i
+    while (at < this.#count) {
+      const byte = this.#bits[at >> 3]!
+      if ((at & 7) === 0 && byte === other) at += 8
+      else if (((byte & (1 << (at & 7))) === 0) === used) at++
+      else return at
+    }
+    return this.#count
   }
 }

@@ -42,7 +42,10 @@ export const u64Limitless: FieldType<number> = {
     const value = view.getBigUint64(at, true)
     return value > Number.MAX_SAFE_INTEGER ? Number.POSITIVE_INFINITY : Number(value)
   },
-  write: u64.write,
+  /** What could not be read stays: a header is written over the bytes that it was read from. */
+  write: (access, at, value) => {
+    if (value !== Number.POSITIVE_INFINITY) u64.write(access, at, value)
+  },
 }
 
 export const HEADER = new Struct('Parallels header', HEADER_SIZE, 'little', {
@@ -64,6 +67,15 @@ export const HEADER = new Struct('Parallels header', HEADER_SIZE, 'little', {
 })
 
 export type Header = RecordOf<typeof HEADER>
+
+/** Writes a header over the one that is there. */
+export function writeHeader(storage: Storage, header: Header): void {
+  const bytes = new Uint8Array(HEADER_SIZE)
+  storage.read(bytes, 0, HEADER_SIZE, 0)
+  HEADER.write(header, bytes)
+  storage.write(bytes, 0, HEADER_SIZE, 0)
+  storage.sync()
+}
 
 /** What follows from a header: where things are, in bytes. */
 export interface Geometry {
@@ -169,9 +181,13 @@ export function headerProblems(header: Header): HeaderProblem[] {
       offset: HEADER.offsetOf('dataOff'),
       found: header.dataOff,
       expected,
-      repair: (fixed) => {
-        fixed.dataOff = expected
-      },
+      // Rounded up, it may no longer fit.
+      repair:
+        expected > MAX_ENTRY
+          ? undefined
+          : (fixed) => {
+              fixed.dataOff = expected
+            },
     })
   if (header.magic === MAGIC_SECTORS && header.nbSectors > MAX_ENTRY)
     problems.push({

@@ -2,7 +2,7 @@
 
 import type { Storage } from '../../storage/storage.js'
 import type { Finding, Repair } from '../driver.js'
-import { type Geometry, geometryOf, HEADER, HEADER_SIZE, type Header, InUse, readHeader } from './header.js'
+import { type Geometry, geometryOf, type Header, InUse, readHeader, writeHeader } from './header.js'
 
 export interface CheckOptions {
   readonly repair: Repair
@@ -51,8 +51,7 @@ export class Repairs {
   }
 
   writeHeader(): void {
-    this.storage.write(HEADER.encode(this.header), 0, HEADER_SIZE, 0)
-    this.storage.sync()
+    writeHeader(this.storage, this.header)
   }
 
   /** After the last change. A repair of leaks alone leaves the mark as it was: what it says of bitmaps still holds. */

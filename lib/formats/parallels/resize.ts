@@ -29,7 +29,6 @@ import {
   bitmapsTrusted,
   type Geometry,
   geometryOf,
-  HEADER,
   HEADER_SIZE,
   type Header,
   InUse,
@@ -37,6 +36,7 @@ import {
   MAX_ENTRY,
   readHeader,
   SECTOR,
+  writeHeader,
 } from './header.js'
 import { extensionOf } from './image.js'
 
@@ -98,14 +98,14 @@ class Resize {
 
   run(): void {
     const features = this.#loadFeatures()
-    this.#writeHeader({ ...this.#header, inUse: InUse.OPEN })
+    writeHeader(this.#storage, { ...this.#header, inUse: InUse.OPEN })
     this.#clearBehind(Math.min(this.#before.size, this.#after.size))
     this.#moveData()
     this.#moveBits(features)
     this.#extendBat()
     const extOff = this.#newExtension(features)
     this.#storage.sync()
-    this.#writeHeader({ ...this.#next, extOff: extOff / SECTOR, inUse: InUse.CLOSED })
+    writeHeader(this.#storage, { ...this.#next, extOff: extOff / SECTOR, inUse: InUse.CLOSED })
     checkImage(this.#storage, { repair: 'leaks', found: () => {} })
   }
 
@@ -118,11 +118,6 @@ class Resize {
         path: this.#storage.path,
       })
     return keptFeatures(loaded.extension.features)
-  }
-
-  #writeHeader(header: Header): void {
-    this.#storage.write(HEADER.encode(header), 0, HEADER_SIZE, 0)
-    this.#storage.sync()
   }
 
   #entry(index: number): number {

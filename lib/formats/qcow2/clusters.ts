@@ -128,6 +128,9 @@ export class Clusters {
     if (refcount !== 1 || !this.isData(cluster)) return
     const { clusterSize } = this.#layout
     const offset = cluster * clusterSize
+    const { state } = this.#context
+    // Nothing compressed may follow into what is somebody else's from now on.
+    if (Math.floor(state[State.PACKED]! / clusterSize) === cluster) state[State.PACKED] = 0
     // It may have been a table.
     this.#freed.move(offset, offset + clusterSize).drop()
     this.free(offset, clusterSize)

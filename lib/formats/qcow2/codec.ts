@@ -4,6 +4,7 @@
  */
 
 import { constants, deflateRawSync, inflateRawSync } from 'node:zlib'
+import { type Inflate, nativeInflate } from '../../native/deflate.js'
 import { zstd } from './zstd.js'
 import { frameAt } from './zstd-frame.js'
 
@@ -40,40 +41,44 @@ export function prepareCodec(type: CompressionType): void {
 }
 
 /**
- * Decompresses a whole cluster. Bytes behind its end, which are other clusters', are ignored.
- * @throws an Error where that does not give exactly `clusterSize` bytes; never more memory than that is used
+ * Decompresses a whole cluster into `into`, which is as long as it. Bytes behind its end, which are other clusters', are
+ * ignored.
+ * @throws an Error where that does not fill it exactly; never more memory than that is used
  */
-export function decompressCluster(stored: Uint8Array, clusterSize: number, type: CompressionType): Uint8Array {
-  const out = type === 'zstd' ? decompressFrames(stored, clusterSize) : inflate(stored, clusterSize)
-  if (out.length !== clusterSize) throw new Error(`it gives ${out.length} bytes, expected ${clusterSize}`)
-  return out
+export function decompressCluster(stored: Uint8Array, into: Uint8Array, type: CompressionType): void {
+  const length = type === 'zstd' ? decompressFrames(stored, into) : inflate(stored, into)
+  if (length !== into.length) throw new Error(`it gives ${length} bytes, expected ${into.length}`)
 }
 
-function inflate(stored: Uint8Array, clusterSize: number): Uint8Array {
-  return inflateRawSync(stored, {
+/** The thread's faster way to decompress, where the system has one. */
+let native: { readonly inflate: Inflate | undefined } | undefined
+
+function inflate(stored: Uint8Array, into: Uint8Array): number {
+  native ??= { inflate: nativeInflate() }
+  return native.inflate?.(into, stored) ? into.length : inflateWithZlib(stored, into)
+}
+
+/** @returns how many bytes came out; all that there is room for, or fewer. @throws an Error where more come */
+export function inflateWithZlib(stored: Uint8Array, into: Uint8Array): number {
+  const out = inflateRawSync(stored, {
     windowBits: WINDOW_BITS_READ,
-    maxOutputLength: clusterSize,
-    chunkSize: Math.max(constants.Z_MIN_CHUNK, clusterSize),
+    maxOutputLength: into.length,
+    chunkSize: Math.max(constants.Z_MIN_CHUNK, into.length),
     // A stream that ends without its end mark is whole when it has filled the cluster.
     finishFlush: constants.Z_SYNC_FLUSH,
   })
+  into.set(out)
+  return out.length
 }
 
-function decompressFrames(stored: Uint8Array, clusterSize: number): Uint8Array {
-  let whole: Uint8Array | undefined
+function decompressFrames(stored: Uint8Array, into: Uint8Array): number {
+  const { decompress } = zstd()
   let filled = 0
-  for (let at = 0, frames = 0; filled < clusterSize; frames++) {
+  for (let at = 0, frames = 0; filled < into.length; frames++) {
     if (frames === MAX_FRAMES) throw new Error(`it has more than ${MAX_FRAMES} zstd frames`)
     const { length, skippable } = frameAt(stored, at)
-    if (!skippable) {
-      const part = zstd().decompress(stored.subarray(at, at + length), clusterSize - filled)
-      // Nearly always there is just one.
-      if (part.length === clusterSize) return part
-      whole ??= new Uint8Array(clusterSize)
-      whole.set(part, filled)
-      filled += part.length
-    }
+    if (!skippable) filled += decompress(stored.subarray(at, at + length), into.subarray(filled))
     at += length
   }
-  return whole!
+  return filled
 }

@@ -40,29 +40,33 @@ export class CompressedClusters {
    * @throws CORRUPT where they are not one cluster; IO
    */
   read(offset: number, storedLength: number, within: number, buffer: Uint8Array, at: number, length: number): void {
-    const cluster = this.#cluster(offset, storedLength)
-    buffer.set(within === 0 && length === cluster.length ? cluster : cluster.subarray(within, within + length), at)
+    const cached = this.#cached(offset)
+    if (cached) buffer.set(cached.subarray(within, within + length), at)
+    // A whole cluster will not be asked for again soon.
+    else if (length === this.#clusterSize) this.#decompress(offset, storedLength, buffer.subarray(at, at + length))
+    else {
+      const cluster = new Uint8Array(this.#clusterSize)
+      this.#decompress(offset, storedLength, cluster)
+      this.#cache.set(offset, cluster)
+      buffer.set(cluster.subarray(within, within + length), at)
+    }
   }
 
-  #cluster(offset: number, storedLength: number): Uint8Array {
+  #cached(offset: number): Uint8Array | undefined {
     const generation = this.#generation()
     if (generation !== this.#seen) {
       this.#cache.clear()
       this.#seen = generation
     }
-    const cached = this.#cache.get(offset)
-    if (cached) return cached
-    const cluster = this.#decompress(offset, storedLength)
-    this.#cache.set(offset, cluster)
-    return cluster
+    return this.#cache.get(offset)
   }
 
-  #decompress(offset: number, storedLength: number): Uint8Array {
+  #decompress(offset: number, storedLength: number, into: Uint8Array): void {
     if (this.#stored.length < storedLength) this.#stored = new Uint8Array(storedLength)
     const got = this.#storage.read(this.#stored, 0, storedLength, offset)
     prepareCodec(this.#type)
     try {
-      return decompressCluster(this.#stored.subarray(0, got), this.#clusterSize, this.#type)
+      decompressCluster(this.#stored.subarray(0, got), into, this.#type)
     } catch (error) {
       if (error instanceof VdiskError) throw error
       const reason = (error as Error).message

@@ -18,13 +18,14 @@
 import type { DirtyBatch } from '../../metadata/commit.js'
 import type { Allocation, Driver, Extent, LayerContext, SectorCipher } from '../driver.js'
 import { Clusters } from './clusters.js'
-import { COMPRESSION_TYPES } from './codec.js'
+import { COMPRESSION_TYPES, compressCluster, prepareCodec } from './codec.js'
 import { CompressedClusters } from './compressed.js'
 import { dataCipher } from './encryption.js'
 import { Growth } from './growth.js'
 import { Guard } from './guard.js'
 import { type Qcow2Layout, State } from './layout.js'
 import { Mapping } from './mapping.js'
+import { Packing } from './packing.js'
 import { Refcounts } from './refcounts.js'
 import { beginSession, endSession } from './session.js'
 import { Order, Tables } from './tables.js'
@@ -47,6 +48,9 @@ export class Qcow2Driver implements Driver {
   readonly changeSectors: number
   readonly record: ((offset: number, length: number) => number) | undefined
   readonly recorded: ((offset: number, length: number) => number) | undefined
+  /** Not where the data is in another file, or encrypted: what is compressed lies at any byte. */
+  readonly encode: ((block: Uint8Array) => Uint8Array | undefined) | undefined
+  readonly allocateEncoded: ((offset: number, length: number, out: Allocation) => boolean) | undefined
   readonly #layout: Qcow2Layout
   readonly #context: LayerContext
   readonly #mapping: Mapping
@@ -54,6 +58,7 @@ export class Qcow2Driver implements Driver {
   readonly #clusters: Clusters
   readonly #growth: Growth
   readonly #writing: Writing
+  readonly #packing: Packing
   readonly #zeroing: Zeroing
   #compressed: CompressedClusters | undefined
 
@@ -72,6 +77,15 @@ export class Qcow2Driver implements Driver {
     this.#growth = new Growth(layout, context, tables, this.#refcounts, this.#clusters)
     this.#writing = new Writing(layout, context, tables, this.#clusters, this.#growth)
     this.#zeroing = new Zeroing(layout, tables, this.#refcounts, this.#clusters, this.#growth)
+    this.#packing = new Packing(layout, context, tables, this.#refcounts, this.#clusters, this.#growth)
+    if (!layout.dataFile && !layout.encryption) {
+      const type = COMPRESSION_TYPES[layout.compressionType]!
+      this.encode = (block) => {
+        prepareCodec(type)
+        return compressCluster(block, type)
+      }
+      this.allocateEncoded = (offset, length, out) => this.#packing.allocate(offset, length, out)
+    }
     const tracker = new Tracker(layout, context, () => this.#clusters.take(1))
     this.changeSectors = Math.max(CHANGE_SECTORS, tracker.changeSectors)
     if (context.writable && layout.tracked.length > 0) {
@@ -97,11 +111,13 @@ export class Qcow2Driver implements Driver {
   }
 
   publish(allocation: Allocation): void {
-    this.#writing.publish(allocation)
+    if (allocation.encoded > 0) this.#packing.publish(allocation)
+    else this.#writing.publish(allocation)
   }
 
   abandon(allocation: Allocation): void {
-    this.#writing.abandon(allocation)
+    if (allocation.encoded > 0) this.#packing.abandon(allocation)
+    else this.#writing.abandon(allocation)
   }
 
   release(offset: number, length: number, belowZero: boolean): number {

@@ -84,7 +84,9 @@ export const State = {
   /** Decrements that wait: index of the oldest, and how many. */
   QUEUE_FIRST: 6,
   QUEUE_COUNT: 7,
-  QUEUE: 8,
+  /** Where the next compressed cluster goes; at a cluster's bound: in one that is taken then. */
+  PACKED: 8,
+  QUEUE: 9,
 } as const
 
 export function firstState(layout: Qcow2Layout, fileSize: number, writable: boolean): number[] {

@@ -22,6 +22,8 @@ export interface ResizeContext extends ResizeHelp {
   readonly storage: Storage
   /** Where the guest's data is, if that is another file. */
   readonly dataFile: Storage | undefined
+  /** @throws ACCESS where the data is encrypted and there is no key: nothing could be written to the disk */
+  needKey(): void
 }
 
 /**
@@ -97,7 +99,8 @@ class Resize {
   run(raw: boolean): void {
     const { structure } = this.#edit
     const left = this.#size > this.#header.size ? this.#clearTail() : undefined
-    if (left) this.#context.zeroLater(left)
+    // Otherwise the disk would have its new size, and show what was behind its end.
+    if (left) this.#context.needKey()
     this.#rewriteTables(raw)
     for (let at = 0; at < this.#l1.length; at += ENTRY_BYTES)
       this.#l1.writeUInt32BE((this.#l1.readUInt32BE(at) & ~COPIED) >>> 0, at)
@@ -108,6 +111,7 @@ class Resize {
       l1TableOffset: this.#edit.place(this.#l1),
     }
     this.#edit.commit({ ...structure, header, shape: shapeOf(header) }, () => writeDiskFields(this.#storage, header))
+    if (left) this.#context.zeroLater(left)
   }
 
   #tableAt(index: number): number {

@@ -1,18 +1,23 @@
 /**
- * Zstandard, synchronously: Node's own where it has it (22.15 and later), otherwise the reference library compiled to
- * WebAssembly, from the package @bokuweb/zstd-wasm. Loaded with the first cluster that needs it. binding-notes.md says
- * why it is that package.
+ * Zstandard, synchronously: the system's library, which is the fastest; where there is none, Node's own (22.15 and later);
+ * where there is none either, the library compiled to WebAssembly, from the package @bokuweb/zstd-wasm. Loaded with the
+ * first cluster that needs it. binding-notes.md says why it is that package.
  */
 
 import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import { dirname, join } from 'node:path'
 import zlib from 'node:zlib'
+import { nativeZstd } from '../../native/zstd.js'
 import { VdiskError } from '../../util/errors.js'
 
 export interface Zstd {
-  /** One frame, of which `capacity` bytes come out at most. @throws an Error where it is no sound frame or more come. */
-  decompress(frame: Uint8Array, capacity: number): Uint8Array
+  /**
+   * One whole frame, which gives at most what `to` has room for.
+   * @returns how many bytes that was; not all where the frame is cut off
+   * @throws an Error where it is not sound, or more come
+   */
+  decompress(frame: Uint8Array, to: Uint8Array): number
   /** One frame of all of `data`; undefined where it would take more than `capacity` bytes. */
   compress(data: Uint8Array, capacity: number): Uint8Array | undefined
 }
@@ -34,12 +39,15 @@ function fromNode(): Zstd | undefined {
   const node = zlib as unknown as ZstdOfNode
   const { ZSTD_c_compressionLevel, ZSTD_d_windowLogMax } = node.constants
   return {
-    decompress: (frame, capacity) =>
-      node.zstdDecompressSync(frame, {
-        maxOutputLength: capacity,
-        chunkSize: capacity,
+    decompress(frame, to) {
+      const out = node.zstdDecompressSync(frame, {
+        maxOutputLength: to.length,
+        chunkSize: Math.max(zlib.constants.Z_MIN_CHUNK, to.length),
         params: { [ZSTD_d_windowLogMax]: WINDOW_LOG_MAX },
-      }),
+      })
+      to.set(out)
+      return out.length
+    },
     compress(data, capacity) {
       const params = { [ZSTD_c_compressionLevel]: LEVEL }
       // The size goes into the frame, so that who reads it knows how large a buffer it needs.
@@ -47,6 +55,24 @@ function fromNode(): Zstd | undefined {
       return out.length > capacity ? undefined : out
     },
   }
+}
+
+function fromSystem(): Zstd | undefined {
+  const native = nativeZstd()
+  return (
+    native && {
+      decompress(frame, to) {
+        const length = native.decompress(to, frame)
+        if (length === undefined) throw new Error('zstd cannot decompress it')
+        return length
+      },
+      compress(data, capacity) {
+        const out = new Uint8Array(capacity)
+        const length = native.compress(out, data, LEVEL)
+        return length === undefined ? undefined : out.slice(0, length)
+      },
+    }
+  )
 }
 
 /** What of WebAssembly is used here; Node's types have none of it. */
@@ -108,21 +134,26 @@ function fromWasm(): Zstd {
     const [from, to] = [input.room(data.length), output.room(capacity)]
     module.HEAPU8.set(data, from)
     const length = work(to, from)
-    return module._ZSTD_isError(length) ? undefined : module.HEAPU8.slice(to, to + length)
+    return module._ZSTD_isError(length) ? undefined : module.HEAPU8.subarray(to, to + length)
   }
   return {
-    decompress(frame, capacity) {
-      const out = run(frame, capacity, (to, from) => module._ZSTD_decompress(to, capacity, from, frame.length))
+    decompress(frame, to) {
+      const room = to.length
+      const out = run(frame, room, (at, from) => module._ZSTD_decompress(at, room, from, frame.length))
       if (!out) throw new Error('zstd cannot decompress it')
-      return out
+      to.set(out)
+      return out.length
     },
     compress(data, capacity) {
       const bound = module._ZSTD_compressBound(data.length)
       const out = run(data, bound, (to, from) => module._ZSTD_compress(to, bound, from, data.length, LEVEL))
-      return out && out.length <= capacity ? out : undefined
+      return out && out.length <= capacity ? out.slice() : undefined
     },
   }
 }
+
+/** The three of them, for tests. */
+export const implementations = { fromNode, fromSystem, packagedZstd }
 
 let wasm: Zstd | undefined
 let best: Zstd | undefined
@@ -135,6 +166,6 @@ export function packagedZstd(): Zstd {
 
 /** The calling thread's zstd. */
 export function zstd(): Zstd {
-  best ??= fromNode() ?? packagedZstd()
+  best ??= fromSystem() ?? fromNode() ?? packagedZstd()
   return best
 }

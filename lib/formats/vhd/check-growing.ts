@@ -18,7 +18,7 @@ import { DiskType, FOOTER_BYTES, hex32, OLD_FOOTER_BYTES } from './footer.js'
 import { geometryAgrees, SECTOR } from './geometry.js'
 import { blocksOf, ENTRY_BYTES, type VhdLayout } from './layout.js'
 import { readParentNames } from './locators.js'
-import { checkDataOffset, parentRequest, refuseOverlap, reservedAreas } from './open.js'
+import { checkDataOffset, parentRequest, refuseOverlap, reservedAreas, TABLE_AREA } from './open.js'
 import { COPIED, planCopies, type VhdRepair } from './repair.js'
 import type { Range } from './table.js'
 
@@ -112,8 +112,9 @@ function layoutOf({ context, judged, size, report }: GrowingCheck, { bytes, offs
   const batmap = readBatmapHeader(storage, header, end)
   const names = differencing ? tryTo(() => readParentNames(storage, header, place)) : []
   if (names instanceof VdiskError) report.add('corruption', 'parent-locator', textOf(names), false, { offset })
-  // Locators that lie outside of the file cover nothing in it.
-  const reserved = reservedAreas(header, offset, differencing, batmap).filter((area) => area.end <= end)
+  // Locators that lie outside of the file cover nothing in it. Header and table, which come first, are in it.
+  const areas = reservedAreas(header, offset, differencing, batmap)
+  const reserved = areas.filter((area, i) => i <= TABLE_AREA || area.end <= end)
   refuseOverlap(reserved, place)
   return {
     path,

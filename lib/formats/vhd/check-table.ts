@@ -54,6 +54,7 @@ export class TableCheck {
   readonly #storage: Storage
   readonly #blockBytes: number
   readonly #blockSectors: number
+  readonly #windows: readonly number[]
   /** Of a file that is no larger than one window. */
   #cells: Uint32Array | undefined
   #previous = -1
@@ -66,17 +67,24 @@ export class TableCheck {
     this.#blockBytes = blockBytes
     this.#blockSectors = blockBytes / SECTOR
     this.lastEnd = reservedEnd
-    for (const from of this.#windows()) this.#cells = this.#look(from, true)
+    this.#windows = this.#findWindows()
+    for (const from of this.#windows) this.#cells = this.#look(from, true)
   }
 
   get sound(): boolean {
     return this.faults.length === 0
   }
 
-  /** The first cells of the windows; there is always one. */
-  #windows(): number[] {
-    const cells = Math.ceil(this.#layout.footerOffset / this.#blockBytes)
-    return Array.from({ length: Math.max(1, Math.ceil(cells / WINDOW)) }, (_, i) => i * WINDOW)
+  /** The first cells of the windows in which blocks are, or end: the file may be one large hole. There is always one. */
+  #findWindows(): number[] {
+    const found = new Set([0])
+    const sectors = this.#layout.footerOffset / SECTOR
+    eachBlock(this.#layout, this.#storage, (_, entry) => {
+      if (entry >= sectors) return
+      const cell = Math.floor(entry / this.#blockSectors)
+      for (const reached of [cell, cell + 1]) found.add(Math.floor(reached / WINDOW))
+    })
+    return [...found].sort((a, b) => a - b).map((window) => window * WINDOW)
   }
 
   /**
@@ -85,7 +93,7 @@ export class TableCheck {
    * @param noting faults are noted, and blocks are counted
    */
   #look(from: number, noting: boolean): Uint32Array {
-    const count = Math.min(WINDOW, Math.ceil(this.#layout.footerOffset / this.#blockBytes) - from)
+    const count = Math.max(0, Math.min(WINDOW, Math.ceil(this.#layout.footerOffset / this.#blockBytes) - from))
     const cells = new Uint32Array(count + 2)
     eachBlock(this.#layout, this.#storage, (block, entry) => {
       const start = entry * SECTOR
@@ -155,7 +163,7 @@ export class TableCheck {
   /** Space between blocks that is large enough for a block, in order. What is behind the last one is not among it. */
   *gaps(): Generator<Range> {
     const { blocks } = this.#layout
-    const windows = this.#windows()
+    const windows = this.#windows
     let position = 0
     for (const from of windows) {
       const cells = windows.length === 1 ? this.#cells! : this.#look(from, false)

@@ -173,13 +173,16 @@ function growingLayout({ storage }: OpenContext, found: FoundFooter): VhdLayout 
 export function checkDataOffset(footer: Footer, end: number, path: string): number {
   const { dataOffset } = footer
   const right = dataOffset !== undefined && dataOffset % SECTOR === 0 && dataOffset >= FOOTER_BYTES
-  if (right && dataOffset < end) return dataOffset
-  const expected = `expected a multiple of ${SECTOR} from ${FOOTER_BYTES} to below ${end}`
+  if (right && dataOffset + HEADER_BYTES <= end) return dataOffset
+  const expected = `expected a multiple of ${SECTOR} from ${FOOTER_BYTES} on, with ${HEADER_BYTES} bytes up to ${end}`
   throw new VdiskError('CORRUPT', `VHD footer: Data Offset is ${dataOffset ?? 'none'}: ${expected}`, {
     path,
     offset: end,
   })
 }
+
+/** Place of the block allocation table among the reserved areas. */
+export const TABLE_AREA = 2
 
 export function reservedAreas(
   header: DynamicHeader,

@@ -26,6 +26,8 @@ export interface ConvertOptions {
   /** Makes the target over this parent, which must hold what the source's parents hold; only the rest is copied. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** The target's data is compressed, where its format can do that. */
+  readonly compress?: boolean
   /** Zeros are left out where at least so many bytes of them are together, a power of two; 0: none are. Default 4096. */
   readonly sparse?: number
   /** The target exists, and is written into; it is not made, and not removed where something fails. */
@@ -56,7 +58,12 @@ export async function convert(source: string, target: string, options: ConvertOp
   const from = openImage(source, { ...opening, threads })
   try {
     refuseSame(target, from.paths)
-    const settings = { size: from.size, ownLayer: options.backing !== undefined, sparse }
+    const settings = {
+      size: from.size,
+      ownLayer: options.backing !== undefined,
+      compress: options.compress ?? false,
+      sparse,
+    }
     const workers = options.threads ? threads - 1 : workersFor(from.allocated())
     if (options.existing || isDevice(target)) await intoExisting(from, target, settings, workers, options)
     else await intoNew(from, target, settings, workers, options)
@@ -73,6 +80,14 @@ function checkSparse(sparse: number): number {
 }
 
 type Settings = Omit<CopySettings, 'blank'>
+
+/** @throws USAGE */
+function checkCompression(to: Image, { compress }: Settings): void {
+  if (compress && !to.encodes)
+    throw new VdiskError('USAGE', `format ${to.format} cannot be compressed, or not with these options`, {
+      path: to.path,
+    })
+}
 
 async function intoNew(
   from: Image,
@@ -92,6 +107,7 @@ async function intoNew(
     createImage(file.path, made)
     file.made()
     to = openImage(file.path, { format, backingDirs, secret, threads: 1 + workers, syncAtClose: true })
+    checkCompression(to, settings)
     await runCopy(from, to, { ...settings, blank: true }, workers, options)
     to.close()
     file.complete()
@@ -119,6 +135,7 @@ async function intoExisting(
       throw new VdiskError('USAGE', `it has ${formatSize(to.size)}, and the source ${formatSize(from.size)}`, {
         path: target,
       })
+    checkCompression(to, settings)
     await runCopy(from, to, { ...settings, blank: false }, workers, options)
   } finally {
     to.close()

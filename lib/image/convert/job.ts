@@ -5,7 +5,7 @@
 
 import { MiB } from '../../util/sizes.js'
 import type { Image } from '../image.js'
-import { eachRun, MAX_GRANULE } from './zeros.js'
+import { eachRun, isZero, MAX_GRANULE } from './zeros.js'
 
 /** What a thread takes at a time. */
 const CHUNK = 2 * MiB
@@ -19,6 +19,8 @@ export interface CopySettings {
   readonly blank: boolean
   /** The target has a parent, which has what the source's parents have: only the source's own layer is copied. */
   readonly ownLayer: boolean
+  /** Data is written compressed, in whole blocks of the target. */
+  readonly compress: boolean
   /** Zeros are not written where at least so many are together; 0: everything is written. Divides MAX_GRANULE. */
   readonly sparse: number
 }
@@ -89,7 +91,8 @@ export class CopyJob {
     this.#settings = settings
     this.#control = control
     this.#thread = thread
-    this.#buffer = Buffer.allocUnsafeSlow(Math.max(PIECE, settings.sparse))
+    const unit = settings.compress ? target.blockSize : settings.sparse
+    this.#buffer = Buffer.allocUnsafeSlow(Math.max(PIECE, unit))
   }
 
   /** Copies the next chunk. @returns false at the end, or where the copy was stopped. */
@@ -110,8 +113,33 @@ export class CopyJob {
       const untouched = below || (run.zero && blank && sparse > 0)
       if (untouched) this.#control.skip(chunk + 1, Math.floor((at + run.length) / CHUNK))
       else if (run.zero && sparse > 0) this.#target.zero(at, runEnd - at, true)
-      else this.#copyData(at, runEnd)
+      else if (this.#settings.compress) {
+        const { blockSize } = this.#target
+        const first = Math.max(chunk * CHUNK, at - (at % blockSize))
+        const last = Math.min(end, Math.ceil(runEnd / blockSize) * blockSize)
+        this.#copyBlocks(first, last)
+        at = last
+        continue
+      } else this.#copyData(at, runEnd)
       at = runEnd
+    }
+  }
+
+  /** Whole blocks, each compressed by itself. */
+  #copyBlocks(start: number, end: number): void {
+    const { blockSize } = this.#target
+    const buffer = this.#buffer
+    for (let at = start; at < end; ) {
+      const next = Math.min(end, at + buffer.length - (at % buffer.length))
+      this.#source.read(buffer, 0, next - at, at)
+      this.#control.add(this.#thread, next - at)
+      for (let from = 0; from < next - at; from += blockSize) {
+        const length = Math.min(blockSize, next - at - from)
+        if (this.#settings.sparse === 0 || !isZero(buffer, from, length))
+          this.#target.writeEncoded(buffer, from, length, at + from)
+        else if (!this.#settings.blank) this.#target.zero(at + from, length, true)
+      }
+      at = next
     }
   }
 

@@ -1,0 +1,79 @@
+/** A row of inputs, each made by its number and the seed alone, one after the other in the calling thread. */
+
+import { readFileSync, writeFileSync } from 'node:fs'
+import { randomFrom } from '../metadata/fixtures/metadata.js'
+import { Folder } from './disk.js'
+import { type Counts, exercise, Find } from './exercise.js'
+import { mutate, pick, type Random } from './mutate.js'
+import type { Pages } from './pages.js'
+import { type Seed, seedsOf } from './seeds.js'
+
+/** One in so many inputs is tried as files too. */
+const AS_FILES = 16
+const TOP_CHANGED = 0.8
+const MOST_SECONDS = 2
+const MOST_MEMORY_KIB = 256 * 1024
+
+export interface Input {
+  readonly seed: Seed
+  readonly files: readonly Pages[]
+  /** What was done to them. */
+  readonly story: string
+  readonly random: Random
+}
+
+export class Campaign {
+  readonly counts: Counts = {}
+  readonly #seeds: readonly Seed[]
+  readonly #format: string
+  readonly #seed: number
+  readonly #folder = new Folder()
+
+  constructor(format: string, seed: number) {
+    this.#format = format
+    this.#seed = seed
+    this.#seeds = seedsOf(format)
+  }
+
+  end(): void {
+    this.#folder.remove()
+  }
+
+  /** Makes the input of a number. */
+  input(number: number): Input {
+    const random = randomFrom(this.#seed * 1_000_003 + number)
+    for (let i = 0; i < 3; i++) random()
+    const seed = pick(this.#seeds, random)
+    const files = seed.files.map(({ pages }) => pages.copy())
+    const changed = random() < TOP_CHANGED ? 0 : Math.floor(random() * files.length)
+    const done = mutate(files[changed]!, seed.files[changed]!.anatomy, random)
+    const story = `${this.#format}, seed ${this.#seed}, input ${number}: ${seed.name}; file ${changed}: ${done.join('; ')}`
+    return { seed, files, story, random }
+  }
+
+  /** Tries one input. @returns what is wrong, or undefined */
+  run(number: number): string | undefined {
+    const { seed, files, story, random } = this.input(number)
+    // Forgets how much memory this process once had.
+    writeFileSync('/proc/self/clear_refs', '5')
+    const before = peak()
+    const started = process.cpuUsage()
+    try {
+      if (!seed.bundle) exercise(seed, files, random, this.counts)
+      if (seed.bundle || number % AS_FILES === 0) this.#folder.exercise(seed, files, random, this.counts)
+    } catch (error) {
+      if (error instanceof Find) return `${story}\n${error.message}`
+      return `${story}\nthe test itself failed: ${(error as Error).stack}`
+    }
+    const { user, system } = process.cpuUsage(started)
+    if (user + system > MOST_SECONDS * 1e6) return `${story}\nit took ${(user + system) / 1e6} s`
+    const grown = peak() - before
+    if (grown > MOST_MEMORY_KIB) return `${story}\nit took ${Math.round(grown / 1024)} MiB`
+    return undefined
+  }
+}
+
+/** KiB: the most that this process had in memory since it was forgotten. */
+function peak(): number {
+  return Number(/VmHWM:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'latin1'))![1])
+}

@@ -1,0 +1,18 @@
+import t from 'tap'
+import { fuzz } from './fuzz.js'
+import { FUZZED } from './seeds.js'
+
+/** For each format: some seconds on a slow machine. scripts/fuzz tries more. */
+const INPUTS = 1500
+const SEED = 20
+
+for (const format of FUZZED)
+  t.test(`damaged images of ${format}`, async (t) => {
+    const { finds, counts } = await fuzz(format, { inputs: INPUTS, seed: SEED })
+    for (const find of finds.slice(0, 5)) t.fail(find)
+    t.equal(finds.length, 0)
+    // Most are refused, and not all of them at the door.
+    for (const what of ['open', 'read', 'check', 'write', 'repair all', 'open files', 'check files'])
+      t.ok((counts[what] ?? 0) > INPUTS / 50, `${what}: ${counts[what]}`)
+    t.ok((counts['open refused'] ?? 0) > INPUTS / 20, `refused: ${counts['open refused']}`)
+  })

@@ -1,0 +1,163 @@
+/** Small images to begin with: of every kind that we make, of crashes, of QEMU's, and real ones where there are some. */
+
+import { execFileSync } from 'node:child_process'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { gunzipSync } from 'node:zlib'
+import { formats } from '../../lib/formats/registry.js'
+import { openStorages } from '../../lib/image/open.js'
+import { crash, record } from '../crash/scenario.js'
+import { CORPUS } from '../formats/vhd-images.js'
+import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
+import { createInMemory, randomBytes, type Variant, variants } from '../model/variants.js'
+import type { Anatomy } from './anatomy/anatomy.js'
+import { parallelsAnatomy } from './anatomy/parallels.js'
+import { qcow2Anatomy } from './anatomy/qcow2.js'
+import { vhdAnatomy } from './anatomy/vhd.js'
+import { vhdxAnatomy } from './anatomy/vhdx.js'
+import { Pages } from './pages.js'
+
+export interface SeedFile {
+  readonly name: string
+  readonly pages: Pages
+  readonly anatomy: Anatomy
+}
+
+export interface Seed {
+  readonly name: string
+  readonly format: string
+  /** The image, then its parents or parts. */
+  readonly files: readonly SeedFile[]
+  /** It is a folder: its files are opened by their names only. */
+  readonly bundle: boolean
+}
+
+const ANATOMIES: Readonly<Record<string, (bytes: Pages) => Anatomy>> = {
+  vhd: vhdAnatomy,
+  vhdx: vhdxAnatomy,
+  parallels: parallelsAnatomy,
+  qcow2: qcow2Anatomy,
+}
+
+/** Formats with structure: all but raw. */
+export const FUZZED = formats.map(({ name }) => name).filter((name) => name !== 'raw')
+
+/** Larger ones make every input slow. */
+const MOST_HELD = 3 * 2 ** 20
+const NAMES = ['image', 'parent']
+
+function seedOf(name: string, format: string, files: readonly (readonly [string, Pages])[], bundle = false): Seed {
+  const anatomyOf = ANATOMIES[format]
+  if (!anatomyOf) throw new Error(`nobody has said where the fields of ${format} are: see test/fuzz/anatomy/`)
+  return { name, format, bundle, files: files.map(([name, pages]) => ({ name, pages, anatomy: anatomyOf(pages) })) }
+}
+
+/** Made by us: written to and closed, and left by a crash. */
+function* ownSeeds(variant: Variant): Generator<Seed> {
+  const random = randomFrom(5)
+  const { storages } = createInMemory(variant, random)
+  const image = openStorages(storages)
+  for (let i = 0; i < 12; i++) {
+    const length = Math.ceil(random() * 9000)
+    const offset = Math.floor(random() * (image.size - length))
+    image.write(randomBytes(length, random), 0, length, offset)
+  }
+  image.close()
+  const pages = (list: typeof storages) => list.map((one, i) => [NAMES[i]!, Pages.of(contents(one))] as const)
+  yield seedOf(`${variant.name}, closed`, variant.format.name, pages(storages))
+  const recorded = record(variant, 3, 12)
+  const moment = Math.floor(recorded.recorder.length * 0.7)
+  yield seedOf(`${variant.name}, crashed`, variant.format.name, pages(crash(recorded, { moment })))
+}
+
+const QEMU: readonly (readonly [format: string, qemu: string, options: string])[] = [
+  ['vhd', 'vpc', 'subformat=dynamic'],
+  ['vhd', 'vpc', 'subformat=fixed'],
+  ['vhdx', 'vhdx', 'block_size=1M,log_size=1M'],
+  ['parallels', 'parallels', 'cluster_size=64k'],
+  ['qcow2', 'qcow2', 'compat=0.10'],
+  ['qcow2', 'qcow2', 'compat=1.1,cluster_size=4k,lazy_refcounts=on'],
+  ['qcow2', 'qcow2', 'cluster_size=16k,extended_l2=on,refcount_bits=64'],
+  ['qcow2', 'qcow2', 'cluster_size=4k,compression_type=zstd'],
+]
+
+function* qemuSeeds(format: string, folder: string): Generator<Seed> {
+  const qemu = (...args: string[]) => execFileSync(args[0]!, args.slice(1), { stdio: 'ignore' })
+  for (const [, name, options] of QEMU.filter(([of]) => of === format)) {
+    const path = join(folder, 'image')
+    const raw = join(folder, 'raw')
+    try {
+      qemu('qemu-img', 'create', '-q', '-f', name, '-o', options, path, '2M')
+      qemu('qemu-io', '-f', name, '-c', 'write -P 5 0 100k', '-c', 'write -P 6 1M 3k', '-c', 'write -z 70k 20k', path)
+      if (name === 'qcow2') yield* qcow2Seeds(qemu, path, options)
+      yield seedOf(`QEMU's, ${options}`, format, [['image', Pages.ofFile(path)]])
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return
+      throw error
+    } finally {
+      rmSync(path, { force: true })
+      rmSync(raw, { force: true })
+    }
+  }
+}
+
+/** With a snapshot and a bitmap, compressed, over a parent. */
+function* qcow2Seeds(qemu: (...args: string[]) => void, path: string, options: string): Generator<Seed> {
+  const other = `${path}2`
+  qemu('qemu-img', 'convert', '-c', '-f', 'qcow2', '-O', 'qcow2', '-o', options, path, other)
+  yield seedOf(`QEMU's, compressed, ${options}`, 'qcow2', [['image', Pages.ofFile(other)]])
+  rmSync(other)
+  qemu('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options, '-F', 'qcow2', '-b', 'parent', '-u', other, '2M')
+  qemu('qemu-io', '-f', 'qcow2', '-c', 'open -o backing.driver=null-co', '-c', 'write 4k 4k', other)
+  yield seedOf(`QEMU's, with a parent, ${options}`, 'qcow2', [
+    ['image', Pages.ofFile(other)],
+    ['parent', Pages.ofFile(path)],
+  ])
+  rmSync(other)
+  qemu('qemu-img', 'snapshot', '-c', 'first', path)
+  qemu('qemu-io', '-f', 'qcow2', '-c', 'write -P 9 0 8k', path)
+  if (!options.includes('0.10')) qemu('qemu-img', 'bitmap', '--add', path, 'changes')
+}
+
+function* corpusSeeds(format: string): Generator<Seed> {
+  const folder = join(CORPUS, format)
+  if (!existsSync(folder)) return
+  for (const name of readdirSync(folder)) {
+    if (name.endsWith('.hdd')) {
+      yield bundleSeed(join(folder, name))
+      continue
+    }
+    if (!name.endsWith('.gz')) continue
+    const packed = readFileSync(join(folder, name))
+    // The last four bytes of gzip: the size of what is packed.
+    if (packed.readUInt32LE(packed.length - 4) > 2 ** 27) continue
+    const pages = Pages.of(gunzipSync(packed))
+    if (pages.held <= MOST_HELD && pages.size >= 512) yield seedOf(`real, ${name}`, format, [['image', pages]])
+  }
+}
+
+/** The descriptor, and parts: what is in them does not matter. */
+function bundleSeed(folder: string): Seed {
+  const names = readdirSync(folder)
+  const files = names.map((name) => {
+    const bytes = readFileSync(join(folder, name))
+    const pages = Pages.of(name.endsWith('.gz') ? gunzipSync(bytes) : bytes)
+    return [name.replace(/\.gz$/, ''), pages.held > MOST_HELD ? new Pages(pages.size) : pages] as const
+  })
+  files.sort(([a]) => (a.endsWith('.xml') ? -1 : 1))
+  return seedOf('real, a bundle', 'parallels', files, true)
+}
+
+export function seedsOf(format: string): Seed[] {
+  const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-test-'))
+  try {
+    return [
+      ...variants.filter((variant) => variant.format.name === format).flatMap((variant) => [...ownSeeds(variant)]),
+      ...qemuSeeds(format, folder),
+      ...corpusSeeds(format),
+    ]
+  } finally {
+    rmSync(folder, { recursive: true, force: true })
+  }
+}
