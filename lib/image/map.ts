@@ -23,7 +23,9 @@ export interface MapEntry {
 
 /** Joins what `map` says of an extent. Where a driver maps a whole file as it is, the file's own holes count too. */
 export function mapOne(e: Extent, depth: number, start: number, files: readonly FileRef[], driver: Driver): MapEntry {
-  if (e.kind === Kind.ZERO) return { start, length: e.length, depth, present: false, zero: true, data: false }
+  if (e.kind === Kind.ZERO) {
+    return { start, length: e.length, depth, present: e.explicit, zero: true, data: false }
+  }
   if (e.kind === Kind.ENCODED)
     return { start, length: e.length, depth, present: true, zero: false, data: true, compressed: true }
   // Nobody could do anything with the place of encrypted bytes, and holes of the file are no zeros among them.

@@ -8,6 +8,7 @@ import { join } from 'node:path'
 import { checkImage } from '../../lib/image/check.js'
 import { chainInfo, imageInfo } from '../../lib/image/info.js'
 import { openImage } from '../../lib/image/open.js'
+import { secret } from '../model/variants.js'
 import { attempt, type Counts, checkMessage, Find, lookAt } from './exercise.js'
 import type { Random } from './mutate.js'
 import type { Pages } from './pages.js'
@@ -24,6 +25,12 @@ export function watchOpens(): void {
     return openSync(path, ...rest)
   }
   syncBuiltinESMExports()
+}
+
+/** @returns what says which files were opened since then. Behind `watchOpens`. */
+export function openedSince(): () => readonly string[] {
+  opened.length = 0
+  return () => opened.filter((path) => path !== process.execPath)
 }
 
 /** A folder for images, with things beside them that no image may have opened. */
@@ -56,7 +63,7 @@ export class Folder {
     const before = this.#state()
     opened.length = 0
     const warn = (message: string) => checkMessage('a warning', message)
-    const image = attempt('open files', counts, () => openImage(path, { readOnly: true, warn }))
+    const image = attempt('open files', counts, () => openImage(path, { readOnly: true, secret, warn }))
     if (image) {
       lookAt(image, random, counts)
       attempt('close', counts, () => image.close())
@@ -69,7 +76,7 @@ export class Folder {
     const after = this.#state()
     if (after !== before) throw new Find(`reading it changed files:\n${before}\n${after}`)
     attempt('write files', counts, () => {
-      const writable = openImage(path, { warn })
+      const writable = openImage(path, { secret, warn })
       try {
         writable.write(new Uint8Array(Math.min(3000, writable.size)).fill(7), 0, Math.min(3000, writable.size), 0)
         writable.flush()

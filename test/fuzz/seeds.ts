@@ -1,16 +1,16 @@
 /** Small images to begin with: of every kind that we make, of crashes, of QEMU's, and real ones where there are some. */
 
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { gunzipSync } from 'node:zlib'
 import { formats } from '../../lib/formats/registry.js'
 import { openStorages } from '../../lib/image/open.js'
 import { crash, record } from '../crash/scenario.js'
 import { CORPUS } from '../formats/vhd-images.js'
 import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
-import { createInMemory, randomBytes, type Variant, variants } from '../model/variants.js'
+import { createInMemory, randomBytes, secret, type Variant, variants } from '../model/variants.js'
 import type { Anatomy } from './anatomy/anatomy.js'
 import { parallelsAnatomy } from './anatomy/parallels.js'
 import { qcow2Anatomy } from './anatomy/qcow2.js'
@@ -47,17 +47,23 @@ export const FUZZED = formats.map(({ name }) => name).filter((name) => name !== 
 const MOST_HELD = 3 * 2 ** 20
 const NAMES = ['image', 'parent']
 
+/** Where the fields of an image of a format are. */
+export function anatomyOf(format: string, bytes: Pages): Anatomy {
+  const find = ANATOMIES[format]
+  if (!find) throw new Error(`nobody has said where the fields of ${format} are: see test/fuzz/anatomy/`)
+  return find(bytes)
+}
+
 function seedOf(name: string, format: string, files: readonly (readonly [string, Pages])[], bundle = false): Seed {
-  const anatomyOf = ANATOMIES[format]
-  if (!anatomyOf) throw new Error(`nobody has said where the fields of ${format} are: see test/fuzz/anatomy/`)
-  return { name, format, bundle, files: files.map(([name, pages]) => ({ name, pages, anatomy: anatomyOf(pages) })) }
+  const withAnatomy = files.map(([name, pages]) => ({ name, pages, anatomy: anatomyOf(format, pages) }))
+  return { name, format, bundle, files: withAnatomy }
 }
 
 /** Made by us: written to and closed, and left by a crash. */
 function* ownSeeds(variant: Variant): Generator<Seed> {
   const random = randomFrom(5)
   const { storages } = createInMemory(variant, random)
-  const image = openStorages(storages)
+  const image = openStorages(storages, { secret })
   for (let i = 0; i < 12; i++) {
     const length = Math.ceil(random() * 9000)
     const offset = Math.floor(random() * (image.size - length))
@@ -71,6 +77,7 @@ function* ownSeeds(variant: Variant): Generator<Seed> {
   yield seedOf(`${variant.name}, crashed`, variant.format.name, pages(crash(recorded, { moment })))
 }
 
+const LUKS = 'cluster_size=4k,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10'
 const QEMU: readonly (readonly [format: string, qemu: string, options: string])[] = [
   ['vhd', 'vpc', 'subformat=dynamic'],
   ['vhd', 'vpc', 'subformat=fixed'],
@@ -80,6 +87,7 @@ const QEMU: readonly (readonly [format: string, qemu: string, options: string])[
   ['qcow2', 'qcow2', 'compat=1.1,cluster_size=4k,lazy_refcounts=on'],
   ['qcow2', 'qcow2', 'cluster_size=16k,extended_l2=on,refcount_bits=64'],
   ['qcow2', 'qcow2', 'cluster_size=4k,compression_type=zstd'],
+  ['qcow2', 'qcow2', LUKS],
 ]
 
 function* qemuSeeds(format: string, folder: string): Generator<Seed> {
@@ -88,6 +96,23 @@ function* qemuSeeds(format: string, folder: string): Generator<Seed> {
     const path = join(folder, 'image')
     const raw = join(folder, 'raw')
     try {
+      if (options === LUKS) {
+        qemu(
+          'qemu-img',
+          'create',
+          '-q',
+          '--object',
+          `secret,id=s,data=${secret}`,
+          '-f',
+          name,
+          '-o',
+          options,
+          path,
+          '1M',
+        )
+        yield seedOf("QEMU's, LUKS", format, [['image', Pages.ofFile(path)]])
+        continue
+      }
       qemu('qemu-img', 'create', '-q', '-f', name, '-o', options, path, '2M')
       qemu('qemu-io', '-f', name, '-c', 'write -P 5 0 100k', '-c', 'write -P 6 1M 3k', '-c', 'write -z 70k 20k', path)
       if (name === 'qcow2') yield* qcow2Seeds(qemu, path, options)
@@ -108,8 +133,11 @@ function* qcow2Seeds(qemu: (...args: string[]) => void, path: string, options: s
   qemu('qemu-img', 'convert', '-c', '-f', 'qcow2', '-O', 'qcow2', '-o', options, path, other)
   yield seedOf(`QEMU's, compressed, ${options}`, 'qcow2', [['image', Pages.ofFile(other)]])
   rmSync(other)
-  qemu('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options, '-F', 'qcow2', '-b', 'parent', '-u', other, '2M')
-  qemu('qemu-io', '-f', 'qcow2', '-c', 'open -o backing.driver=null-co', '-c', 'write 4k 4k', other)
+  const parent = join(dirname(path), 'parent')
+  copyFileSync(path, parent)
+  qemu('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', options, '-F', 'qcow2', '-b', 'parent', other, '2M')
+  qemu('qemu-io', '-f', 'qcow2', '-c', 'write 4k 4k', other)
+  rmSync(parent)
   yield seedOf(`QEMU's, with a parent, ${options}`, 'qcow2', [
     ['image', Pages.ofFile(other)],
     ['parent', Pages.ofFile(path)],
@@ -123,6 +151,7 @@ function* qcow2Seeds(qemu: (...args: string[]) => void, path: string, options: s
 function* corpusSeeds(format: string): Generator<Seed> {
   const folder = join(CORPUS, format)
   if (!existsSync(folder)) return
+  if (format === 'qcow2') yield* corpusChains(folder)
   for (const name of readdirSync(folder)) {
     if (name.endsWith('.hdd')) {
       yield bundleSeed(join(folder, name))
@@ -137,13 +166,31 @@ function* corpusSeeds(format: string): Generator<Seed> {
   }
 }
 
+/** Images of several files, which name each other. */
+const TOGETHER: readonly (readonly string[])[] = [
+  ['data-file.qcow2', 'data-file.bin'],
+  ['backing-chain-1.qcow2', 'backing-chain-2.qcow2', 'backing-chain-3.qcow2'],
+]
+
+function* corpusChains(folder: string): Generator<Seed> {
+  for (const names of TOGETHER) {
+    const paths = names.map((name) => join(folder, `${name}.gz`))
+    if (!paths.every((path) => existsSync(path))) continue
+    const files = paths.map((path, i) => [names[i]!, small(Pages.of(gunzipSync(readFileSync(path))))] as const)
+    yield seedOf(`real, ${names[0]}`, 'qcow2', files, true)
+  }
+}
+
+/** Where there is much in a file, only its size. */
+const small = (pages: Pages): Pages => (pages.held > MOST_HELD ? new Pages(pages.size) : pages)
+
 /** The descriptor, and parts: what is in them does not matter. */
 function bundleSeed(folder: string): Seed {
   const names = readdirSync(folder)
   const files = names.map((name) => {
     const bytes = readFileSync(join(folder, name))
     const pages = Pages.of(name.endsWith('.gz') ? gunzipSync(bytes) : bytes)
-    return [name.replace(/\.gz$/, ''), pages.held > MOST_HELD ? new Pages(pages.size) : pages] as const
+    return [name.replace(/\.gz$/, ''), small(pages)] as const
   })
   files.sort(([a]) => (a.endsWith('.xml') ? -1 : 1))
   return seedOf('real, a bundle', 'parallels', files, true)

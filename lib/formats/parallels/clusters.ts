@@ -17,6 +17,8 @@ export class ClusterCheck {
   #extension: ReadonlySet<number>
   /** Where the next cluster goes that a repair needs. */
   #end: number
+  /** The file's end, in whole clusters, before anything was mended: no entry that was there may lie behind it. */
+  readonly #limit: number
   #lastUsed = 0
   allocated = 0
   fragmented = 0
@@ -26,7 +28,8 @@ export class ClusterCheck {
   constructor(repairs: Repairs, extension: readonly number[]) {
     this.#r = repairs
     this.#extension = new Set(extension)
-    this.#end = this.#fileEnd()
+    this.#limit = this.#fileEnd()
+    this.#end = this.#limit
     if (this.#extension.size < extension.length) this.#sharedBits()
   }
 
@@ -124,11 +127,11 @@ export class ClusterCheck {
         if (previous !== 0 && previous + clusterSize !== offset) this.fragmented++
         previous = offset
         this.#use(offset)
-        if (offset < batEnd || offset >= this.#end) this.#outOfRange(index, offset)
+        if (offset < batEnd || offset >= this.#limit) this.#outOfRange(index, offset)
         else if (misplaced) this.#misplaced(index, offset)
       }
       if (misplaced && offset >= batEnd) used.mark(offset, clusterSize)
-      else if (offset >= first && offset < Math.min(end, this.#end) && used.mark(offset, clusterSize))
+      else if (offset >= first && offset < Math.min(end, this.#limit) && used.mark(offset, clusterSize))
         this.#shared(index, offset)
     })
   }

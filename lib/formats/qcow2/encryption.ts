@@ -43,6 +43,11 @@ type Secret = () => Uint8Array | undefined
 export function openEncryption(storage: Storage, header: Header, secret: Secret | undefined): Encryption | undefined {
   if (header.cryptMethod === Crypt.NONE) return undefined
   const { path } = storage
+  // Sectors are encrypted whole, and no writer makes a disk that ends inside of one.
+  if (header.size % SECTOR !== 0)
+    throw new VdiskError('CORRUPT', `its disk has ${header.size} bytes: expected whole sectors, as it is encrypted`, {
+      path,
+    })
   if (header.cryptMethod === Crypt.AES) {
     const passphrase = secret?.()
     return { method: 'aes', spec: AES_SPEC, key: passphrase && aesKey(passphrase), facts: { format: 'aes' } }

@@ -5,7 +5,6 @@ import { addBitmap, bitmapExtents, clearBitmap, listBitmaps, removeBitmap } from
 import { checkImage } from './check.js'
 import { createOptions, createQcow2 } from './create.js'
 import { Qcow2Driver } from './driver.js'
-import { dataCipher } from './encryption.js'
 import { qcow2Facts } from './facts.js'
 import { hasMagic } from './header.js'
 import type { Qcow2Layout } from './layout.js'
@@ -40,11 +39,8 @@ export const qcow2: Format<Qcow2Layout> = {
     apply: (_, [image], wanted) => applySnapshot(image!, wanted),
     delete: (_, [image], wanted) => deleteSnapshot(image!, wanted),
   },
-  resize({ dataFile, encryption }, files, size, help) {
-    const storage = files[0]!
-    const needKey = () => void (encryption && dataCipher(encryption, storage.path))
-    resizeQcow2({ ...help, storage, dataFile: dataFile && files[dataFile.index], needKey }, size)
-  },
+  resize: (layout, files, size, help) =>
+    resizeQcow2({ ...help, storage: files[0]!, dataFile: layout.dataFile && files[layout.dataFile.index] }, size),
   rebase: (_, [image], context) => rebaseQcow2(image!, context),
   empty: ({ dataFile }, files) => emptyQcow2(files[0]!, dataFile && files[dataFile.index]),
   check: (context) => checkImage(context.storage, context),

@@ -24,6 +24,8 @@ export interface Text {
   /** Bytes that it may take up. */
   readonly room: number
   readonly encoding: 'utf8' | 'utf16le' | 'utf16be'
+  /** It names no file. */
+  readonly word?: boolean
   /** Where its length in bytes is written, if it is. */
   readonly length?: Field
 }

@@ -13,6 +13,12 @@ const DIRECTORY_ENTRY = 'tableOffset:8 tableSize:4 flags:4 type:1 granularity:1 
 const OFFSET_MASK = 0x00fffffffffffe00n
 const BITMAPS_EXTENSION = 0x23852875
 const NAME = 'utf8'
+const BACKING_FORMAT = 0xe2792aca
+const CRYPTO_EXTENSION = 0x0537be77
+const LUKS = `magic:6 version:2 cipher:8 -rest:24 mode:8 -rest:24 hash:8 -rest:24 payload:4 keyBytes:4 -digest:20 -salt:32
+  iterations:4 -uuid:40`
+const KEY_SLOT = 'active:4 iterations:4 -salt:32 material:4 stripes:4'
+const KEY_SLOTS = 8
 
 export function qcow2Anatomy(bytes: Pages): Anatomy {
   const plan = new Plan(bytes, true)
@@ -62,9 +68,17 @@ function extensions(plan: Plan, first: number, cluster: number): void {
     const data = plan.structure(at, EXTENSION)
     if (type === 0 || length > 4096) return
     if (type === BITMAPS_EXTENSION) bitmaps(plan, data)
-    else if (length > 0 && length < 512) plan.texts.push({ at: data, room: length, encoding: NAME })
+    else if (type === CRYPTO_EXTENSION) luks(plan, data)
+    else if (length > 0 && length < 512)
+      plan.texts.push({ at: data, room: length, encoding: NAME, word: type === BACKING_FORMAT })
     at = data + Math.ceil(length / 8) * 8
   }
+}
+
+function luks(plan: Plan, data: number): void {
+  plan.structure(data, 'offset:8 length:8')
+  let at = plan.structure(plan.number(data, 8), LUKS)
+  for (let i = 0; i < KEY_SLOTS; i++) at = plan.structure(at, KEY_SLOT)
 }
 
 function bitmaps(plan: Plan, data: number): void {
