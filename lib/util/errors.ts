@@ -46,9 +46,12 @@ export interface ErrorDetails {
 // biome-ignore lint/suspicious/noControlCharactersInRegex: those are what is looked for
 const UNPRINTABLE = /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g
 
+/** Nobody reads more; names in images can be as long as they like. */
+const LONGEST = 5000
+
 /** One line that does nothing to a terminal: what is not printable becomes `\u001b`. */
 export function printable(text: string): string {
-  return text
+  return (text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text)
     .replace(/\s*[\r\n]+\s*/g, ' ')
     .replace(UNPRINTABLE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`)
 }

@@ -77,7 +77,7 @@ function change(image: Image, recorder: Recorder, history: History, random: () =
 export interface State {
   readonly moment: number
   readonly seed?: number
-  readonly tearing?: 512 | 'none'
+  readonly tearing?: 512 | 4096 | 'none'
 }
 
 /** Every moment with nothing lost, then so many with losses. */

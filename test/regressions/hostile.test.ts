@@ -128,3 +128,21 @@ t.test('qcow2: an encrypted disk that ends inside of a sector', async (t) => {
   const bytes = damaged('qcow2 encrypt.format=aes cluster_size=4K', { size: 1 })
   t.throws(() => open(bytes, false), /its disk has 1 bytes: expected whole sectors/)
 })
+
+t.test('qcow2: a snapshot of a cluster whose refcount is at its limit already', async (t) => {
+  const bytes = imageOf('qcow2')[0]!
+  const { snapshotTools, open: openFormat } = findFormat('qcow2')
+  // The first cluster of data: behind header, refcount table and block, L1 and L2 table.
+  for (let i = 1; i < 8; i++) damage(bytes, 'qcow2', { [`refcounts[${i}]`]: 65535 })
+  const storage = new PagedStorage(bytes, 'image', false)
+  const { layout } = openFormat({ storage, path: '/image', readOnly: false, warn: () => {} })
+  snapshotTools!.create(layout, [storage], 'first')
+  t.same(
+    check('qcow2', bytes, 'none').filter(({ severity }) => severity === 'corruption'),
+    [],
+  )
+})
+
+t.test('a name that is as long as it can be', async (t) => {
+  t.ok(new VdiskError('CORRUPT', 'x'.repeat(100_000)).message.length < 6000)
+})

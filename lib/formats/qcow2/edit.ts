@@ -170,7 +170,10 @@ export class Edit {
 
   #raise(after: Counts): void {
     const wanted = (cluster: number) => Math.max(0, after.of(cluster) - this.#before.of(cluster))
-    const complete = this.#recount.update(this.#end, after, (cluster, refcount) => refcount + wanted(cluster))
+    const { most } = this.#recount
+    // A refcount that was too large already stays.
+    const raised = (cluster: number, refcount: number) => Math.min(most, refcount + wanted(cluster))
+    const complete = this.#recount.update(this.#end, after, raised)
     if (!complete) {
       const all = new Counts(this.#end, this.#storage.path)
       this.#recount.update(this.#end, after, (cluster, refcount) => {

@@ -137,7 +137,13 @@ export class Growth {
     const { end } = scanTable(this.#layout, storage, limit)
     // Nothing to gain, or so little that the two footers would lie over each other.
     if (storage.size() === end + FOOTER_BYTES || (end !== limit && end + FOOTER_BYTES > limit)) return
-    storage.write(this.#layout.footerBytes, 0, FOOTER_BYTES, end)
+    try {
+      storage.write(this.#layout.footerBytes, 0, FOOTER_BYTES, end)
+    } catch (error) {
+      // On a full disk the file keeps its length, and the footer that is at its end.
+      if (error instanceof VdiskError && error.code === 'NO_SPACE') return
+      throw error
+    }
     storage.sync()
     try {
       storage.truncate(end + FOOTER_BYTES)

@@ -16,8 +16,8 @@ const NAME = 'utf8'
 const BACKING_FORMAT = 0xe2792aca
 const CRYPTO_EXTENSION = 0x0537be77
 const LUKS = `magic:6 version:2 cipher:8 -rest:24 mode:8 -rest:24 hash:8 -rest:24 payload:4 keyBytes:4 -digest:20 -salt:32
-  iterations:4 -uuid:40`
-const KEY_SLOT = 'active:4 iterations:4 -salt:32 material:4 stripes:4'
+  -iterations:4 -uuid:40`
+const KEY_SLOT = 'active:4 -iterations:4 -salt:32 material:4 stripes:4'
 const KEY_SLOTS = 8
 
 export function qcow2Anatomy(bytes: Pages): Anatomy {

@@ -1,0 +1,24 @@
+/** Many images are mounted at once, each written and read, and all are ended. */
+
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { listed, mountImage } from '../support/mounts.js'
+import { vdiskfsMust } from '../support/run.js'
+import { type TestCase, temporaryFolder } from '../support/temp.js'
+
+const PAGE = 4096
+
+/** @throws where one of them shows something else than was written to it */
+export async function manyMounts(t: TestCase, count: number): Promise<void> {
+  const folder = temporaryFolder(t)
+  const mounts = Array.from({ length: count }, (_, i) => {
+    const image = join(folder, `${i}.vhd`)
+    vdiskfsMust(['create', '-q', '-f', 'vhd', image, '1M'])
+    return mountImage(t, image)
+  })
+  if (listed().length < count) throw new Error(`${listed().length} mounts are listed, not ${count}`)
+  for (const [i, { raw }] of mounts.entries()) writeFileSync(raw, Buffer.alloc(PAGE, i), { flag: 'r+' })
+  for (const [i, { raw }] of mounts.entries())
+    if (readFileSync(raw)[PAGE - 1] !== i) throw new Error(`mount ${i} does not hold what was written to it`)
+  for (const mount of mounts) mount.umount()
+}
