@@ -6,20 +6,33 @@ export type {
   CheckTotals,
   Facts,
   Finding,
-  Format,
   Repair,
+  Severity,
   SnapshotFacts,
 } from './formats/driver.js'
 export type { OptionSpec } from './formats/options.js'
-export { findFormat, formats } from './formats/registry.js'
 export { addBitmap, clearBitmap, eachBitmapExtent, listBitmaps, removeBitmap } from './image/bitmaps.js'
-export { type CheckReport, type CheckRequest, checkImage } from './image/check.js'
-export { type CreateOptions, createImage } from './image/create.js'
-export type { Image } from './image/image.js'
-export { chainInfo, type ImageInfo, imageInfo } from './image/info.js'
+export { type CheckReport, type CheckRequest as CheckOptions, checkImage as check } from './image/check.js'
+export { type CommitOptions, commitImage as commit } from './image/commit.js'
+export { type CompareOptions, type Comparison, compareImages as compare, type Difference } from './image/compare.js'
+export type { CopyProgress as ConvertProgress } from './image/convert/run.js'
+export { chainInfo, type ImageInfo, imageInfo as info } from './image/info.js'
 export type { MapEntry } from './image/map.js'
-export { type OpenOptions, openImage } from './image/open.js'
-export { type ResizeRequest, resizeImage } from './image/resize.js'
+export {
+  type ConvertOptions,
+  type CreateOptions,
+  convert,
+  createImage,
+  type Disk,
+  type FormatInfo,
+  type FormatOptions,
+  formats,
+  type OpenOptions,
+  openImage,
+  type Passphrase,
+} from './image/public.js'
+export { type RebaseOptions, rebaseImage as rebase } from './image/rebase.js'
+export { type ResizeRequest as ResizeOptions, resizeImage as resize } from './image/resize.js'
 export {
   applySnapshot,
   createSnapshot,

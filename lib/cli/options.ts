@@ -136,7 +136,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     name: 'secret',
     value: 'FILE',
     help: 'the passphrase of an encrypted image is in FILE, but for a newline at its end',
-    on: [...MOUNTING, 'map', 'create', 'convert', 'compare', 'commit', 'rebase'],
+    on: [...MOUNTING, 'map', 'create', 'convert', 'compare', 'commit', 'rebase', 'resize'],
   },
   { name: 'target-secret', value: 'FILE', help: "TARGET's passphrase, if not the same", on: ['convert'] },
   { name: 'workers', value: 'N', help: 'the most threads that serve requests', on: MOUNTING },

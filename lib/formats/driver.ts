@@ -36,6 +36,8 @@ export class Extent {
   file = 0
   /** Byte offset in that file of the first of these bytes. With DATA. */
   offset = 0
+  /** With ZERO: something says that they are, rather than that there is nothing. For `map`; may be left out. */
+  explicit = false
   /** With DATA: they may be overwritten in place, with no change of metadata. */
   writable = false
   /** For the driver's own use between `map` and `decode`. */
@@ -471,7 +473,10 @@ export type Facts = {
 export interface ResizeHelp {
   /** Bytes of the parent's disk; 0: there is no parent. @throws what opening it throws */
   below(): number
-  /** Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. */
+  /**
+   * Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. Called
+   * before anything is changed. @throws what opening it as a disk throws
+   */
   zeroLater(range: ByteRange): void
 }
 

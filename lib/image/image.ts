@@ -136,6 +136,11 @@ export class Image {
     return this.#files.map(({ storage }) => storage.path)
   }
 
+  /** Those of the top layer. */
+  get ownPaths(): readonly string[] {
+    return this.#shape.layers[0]!.files.map((file) => this.#files[file]!.storage.path)
+  }
+
   /**
    * Reads `length` bytes of the disk at `offset` into `buffer` from index `at` on.
    * @throws RANGE beyond the end, IO, CORRUPT
@@ -222,6 +227,7 @@ export class Image {
     for (let d = depth; d < this.#drivers.length; d++) {
       const driver = this.#drivers[d]!
       if (offset >= driver.size) break
+      e.explicit = false
       driver.map(offset, Math.min(left, driver.size - offset), e)
       this.#depth = d
       if (e.kind !== Kind.PARENT) return e
@@ -229,6 +235,7 @@ export class Image {
     }
     // Behind the end of a shorter parent, or with no parent left.
     e.kind = Kind.ZERO
+    e.explicit = false
     e.length = left
     return e
   }

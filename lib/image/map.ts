@@ -23,7 +23,9 @@ export interface MapEntry {
 
 /** Joins what `map` says of an extent. Where a driver maps a whole file as it is, the file's own holes count too. */
 export function mapOne(e: Extent, depth: number, start: number, files: readonly FileRef[], driver: Driver): MapEntry {
-  if (e.kind === Kind.ZERO) return { start, length: e.length, depth, present: false, zero: true, data: false }
+  if (e.kind === Kind.ZERO) {
+    return { start, length: e.length, depth, present: e.explicit, zero: true, data: false }
+  }
   if (e.kind === Kind.ENCODED)
     return { start, length: e.length, depth, present: true, zero: false, data: true, compressed: true }
   // Nobody could do anything with the place of encrypted bytes, and holes of the file are no zeros among them.
@@ -54,4 +56,35 @@ export function describeExtent(e: Extent, depth: number, start: number): string 
   if (e.kind === Kind.ZERO) return `${range} zeros`
   if (e.kind === Kind.ENCODED) return `${range} encoded, in layer ${depth}`
   return `${range} at ${e.offset} of file ${e.file}, in layer ${depth}${e.writable ? ', writable' : ''}`
+}
+
+/** The runs of a range, neighbours that say the same joined. */
+export function* runs(
+  image: { map(offset: number, length: number): MapEntry },
+  start: number,
+  end: number,
+): Generator<MapEntry> {
+  let last: MapEntry | undefined
+  for (let at = start; at < end; ) {
+    const run = image.map(at, end - at)
+    at += run.length
+    if (last && continues(last, run)) last = { ...last, length: last.length + run.length }
+    else {
+      if (last) yield last
+      last = run
+    }
+  }
+  if (last) yield last
+}
+
+function continues(a: MapEntry, b: MapEntry): boolean {
+  return (
+    a.depth === b.depth &&
+    a.present === b.present &&
+    a.zero === b.zero &&
+    a.data === b.data &&
+    a.compressed === b.compressed &&
+    a.file === b.file &&
+    (a.offset === undefined ? b.offset === undefined : a.offset + a.length === b.offset)
+  )
 }

@@ -7,7 +7,7 @@ import { randomGuid } from '../util/guid.js'
 import { closeLayers, imageFile, openChain } from './chain.js'
 import { backingAt, createImage } from './create.js'
 import type { Image } from './image.js'
-import { chainOptions, type OpenOptions, openImage } from './open.js'
+import { chainOptions, needsSecret, type OpenOptions, openImage } from './open.js'
 
 export const OVERLAY_FORMAT = 'qcow2'
 
@@ -29,7 +29,7 @@ function isSame(a: string, b: string): boolean {
  * @param overlay path of the overlay, which is made where it is missing; undefined: a file that nobody sees, and that is
  * gone when the image is closed
  * @param options those of the image; `readOnly` that of the overlay
- * @throws USAGE where the overlay belongs to another image, and what creating and opening throw
+ * @throws USAGE where the overlay belongs to another image, ACCESS for an encrypted one without a passphrase, and what creating and opening throw
  */
 export function openOverlay(image: string, overlay: string | undefined, options: OpenOptions = {}): Image {
   if (options.snapshot !== undefined)
@@ -54,7 +54,12 @@ function prepare(path: string, below: string, temporary: boolean, options: OpenO
     return false
   }
   const backing = backingAt(resolve(below), format, { backingDirs })
+  // What was encrypted must not be written in the clear elsewhere.
+  const encrypted = needsSecret(below, options)
+  if (encrypted && options.secret === undefined)
+    throw new VdiskError('ACCESS', 'it is encrypted: say --secret FILE, with its passphrase', { path: below })
   createImage(path, {
+    ...(encrypted && { options: ['encrypt.format=luks'], secret: options.secret }),
     format: OVERLAY_FORMAT,
     size: backing.size,
     backing: backing.path,

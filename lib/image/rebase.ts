@@ -114,12 +114,10 @@ class BringUp {
   }
 
   run(onProgress: RebaseOptions['onProgress']): void {
-    const { size, layers } = this.#image
-    // Without a parent, what is not there is called zeros.
-    const alone = layers.length === 1
+    const { size } = this.#image
     for (let at = 0; at < size; ) {
       const { length, kind } = this.#image.own(at, size - at)
-      if (kind === 'parent' || (alone && kind === 'zero')) this.#bringUp(at, length)
+      if (kind === 'parent') this.#bringUp(at, length)
       at += length
       onProgress?.(at, size)
     }

@@ -3,7 +3,7 @@
 import type { ByteRange } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { type ChainOptions, closeLayers, openChain } from './chain.js'
-import { chainOptions, openImage } from './open.js'
+import { chainOptions, type OpenOptions, openImage, type Secret } from './open.js'
 
 export interface ResizeRequest {
   /** Bytes: the new size, or with `relative` how much larger (or, below 0, smaller) it becomes. */
@@ -13,6 +13,8 @@ export interface ResizeRequest {
   readonly shrink?: boolean
   readonly format?: string | undefined
   readonly backingDirs?: readonly string[]
+  /** The passphrase of an encrypted image; needed where a part of its last cluster becomes a part of the disk. */
+  readonly secret?: Secret | undefined
   readonly warn?: (message: string) => void
 }
 
@@ -21,9 +23,9 @@ export interface ResizeRequest {
  * @throws USAGE for a smaller size that is not meant; UNSUPPORTED where the format cannot do it; as opening for writing
  */
 export function resizeImage(path: string, request: ResizeRequest): { before: number; after: number } {
-  const { format, backingDirs, warn } = request
-  const options = { format, readOnly: false, ...(backingDirs && { backingDirs }), ...(warn && { warn }) }
-  const { before, after, left } = resizeLayer(path, request, chainOptions(options))
+  const { format, backingDirs, secret, warn } = request
+  const options = { format, readOnly: false, secret, ...(backingDirs && { backingDirs }), ...(warn && { warn }) }
+  const { before, after, left } = resizeLayer(path, request, options)
   if (left) {
     const image = openImage(path, options)
     try {
@@ -39,8 +41,9 @@ export function resizeImage(path: string, request: ResizeRequest): { before: num
 function resizeLayer(
   path: string,
   request: ResizeRequest,
-  chain: ChainOptions,
+  options: OpenOptions,
 ): { before: number; after: number; left: ByteRange | undefined } {
+  const chain = chainOptions(options)
   const layers = openChain(path, { ...chain, parents: false })
   try {
     const { format: kind, opened, storage, files } = layers[0]!
@@ -55,6 +58,8 @@ function resizeLayer(
     kind.resize(opened.layout, [storage, ...files], after, {
       below: () => parentSize(path, chain),
       zeroLater: (range) => {
+        // Whether that can be done is found out before anything is changed.
+        openImage(path, { ...options, readOnly: true, lock: false, warn: () => {} }).close()
         left = range
       },
     })

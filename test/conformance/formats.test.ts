@@ -8,7 +8,7 @@ import { imageInfo } from '../../lib/image/info.js'
 import { openImage } from '../../lib/image/open.js'
 import { randomFrom } from '../metadata/fixtures/metadata.js'
 import { createFiles, enlarge, open } from '../model/files.js'
-import { variants } from '../model/variants.js'
+import { secret, variants } from '../model/variants.js'
 import { temporaryFolder } from '../support/temp.js'
 
 /** No multiple of any block; a disk of 4 KiB sectors can have it. */
@@ -39,7 +39,7 @@ for (const small of variants) {
 
   t.test(`a new image of ${variant.name}`, async (t) => {
     const [path, disk] = make(temporaryFolder(t))
-    const image = openImage(path, { readOnly: true })
+    const image = openImage(path, { readOnly: true, secret })
     t.equal(image.format, variant.format.name, 'is recognised by its content')
     t.equal(image.size, SIZE, 'has the size that was asked for, to the byte')
     t.ok(same(read(image), disk), 'holds nothing, or what its parent does')

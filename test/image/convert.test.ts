@@ -27,7 +27,13 @@ t.setTimeout(300_000)
 
 const KiB = 1024
 const MiB = KiB * KiB
-const QEMU: Readonly<Record<string, string>> = { vhd: 'vpc', vhdx: 'vhdx', parallels: 'parallels', raw: 'raw' }
+const QEMU: Readonly<Record<string, string>> = {
+  vhd: 'vpc',
+  vhdx: 'vhdx',
+  parallels: 'parallels',
+  qcow2: 'qcow2',
+  raw: 'raw',
+}
 
 /** Bytes that are the same every time and never zero. */
 function noise(length: number, seed: number): Buffer {
@@ -68,7 +74,7 @@ for (const threads of [1, 3])
   t.test(`from raw into every format and back, by ${threads} threads`, async (t) => {
     const folder = temporaryFolder(t)
     const raw = rawDisk(folder)
-    for (const format of ['vhd', 'vhdx', 'parallels', 'raw']) {
+    for (const format of ['vhd', 'vhdx', 'parallels', 'qcow2', 'raw']) {
       const image = join(folder, `x.${format}`)
       const back = join(folder, `back.${format}`)
       await convert(raw, image, { format, threads, options: format === 'vhdx' ? ['block_size=1M'] : [] })
@@ -77,7 +83,7 @@ for (const threads of [1, 3])
       same(t, raw, back, 'raw')
       t.ok(statSync(back).blocks * 512 < 6 * MiB, 'zeros take no space')
     }
-    t.same(readdirSync(folder).length, 9, 'nothing else was made')
+    t.same(readdirSync(folder).length, 11, 'nothing else was made')
   })
 
 t.test('a chain becomes one image', async (t) => {
@@ -94,6 +100,7 @@ t.test('a chain becomes one image', async (t) => {
   write(parent, MiB, noise(3 * MiB, 1))
   createImage(child, { format: 'vhd', backing: parent })
   write(child, 2 * MiB + 512, noise(700, 2))
+  write(child, 3 * MiB, Buffer.alloc(100_000))
   await convert(child, target, { format: 'vhdx' })
   const raw = join(folder, 'model')
   writeFileSync(raw, model)
@@ -169,6 +176,7 @@ t.test('what fails leaves nothing, and what was there', async (t) => {
     const aborting = { signal: controller.signal, threads, onProgress: () => controller.abort() }
     await fails(t, raw, target, aborting, 'IO', /interrupted/)
   }
+  await fails(t, broken, target, { format: 'qcow2', options: [`data_file=${join(folder, 'data')}`] }, 'CORRUPT')
   await fails(t, raw, target, { format: 'vhd', options: ['no_such=1'] }, 'USAGE')
   writeFileSync(target, 'something else')
   await fails(t, broken, target, {}, 'CORRUPT')

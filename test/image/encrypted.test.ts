@@ -158,11 +158,12 @@ t.test('zeros in place are encrypted zeros; whole blocks are freed as always', a
 })
 
 t.test('nothing is lent, and nobody is told where it lies', async (t) => {
-  const { image } = open([counting(BLOCK, 1), 'zero'])
-  t.equal(
-    image.lend(BLOCK, 0, new Pieces(), () => true),
-    false,
-  )
+  const { image, storage } = open([counting(BLOCK, 1), 'zero'])
+  const plain = makeImage('plain', [counting(BLOCK, 1)])
+  // As if they were files.
+  for (const each of [storage, plain]) Object.defineProperty(each, 'descriptor', { value: 99 })
+  const lent = (from: Image) => from.lend(BLOCK, 0, new Pieces(), () => true)
+  t.same([lent(image), lent(openStorages([plain]))], [false, true])
   t.same(image.map(0, 2 * BLOCK), { start: 0, length: BLOCK, depth: 0, present: true, zero: false, data: true })
   t.equal(image.seek(0, true), 0)
   t.equal(image.seek(0, false), BLOCK)

@@ -39,7 +39,7 @@ t.test('vhd: a header that lies over the footer', async (t) => {
   damage(bytes, 'vhd', { dataOffset: at })
   // Its second half is the footer, and its checksum says so.
   damage(bytes, 'vhd', {})
-  t.throws(() => open(bytes), /Data Offset is \d+: expected/)
+  t.throws(() => open(bytes), { code: 'CORRUPT' })
   t.match(check('vhd', bytes, 'none')[0]?.message, /Data Offset/)
 })
 

@@ -1,6 +1,6 @@
 /** `vdiskfs map IMAGE`. */
 
-import type { MapEntry } from '../../image/map.js'
+import { type MapEntry, runs } from '../../image/map.js'
 import { openImage } from '../../image/open.js'
 import { parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
@@ -42,37 +42,6 @@ export function run(args: Arguments, io: Io): number {
 function size(args: Arguments, name: string, otherwise: number): number {
   const text = args.value(name)
   return text === undefined ? otherwise : parseSize(text)
-}
-
-/** The runs of a range, neighbours that say the same joined. */
-export function* runs(
-  image: { map(offset: number, length: number): MapEntry },
-  start: number,
-  end: number,
-): Generator<MapEntry> {
-  let last: MapEntry | undefined
-  for (let at = start; at < end; ) {
-    const run = image.map(at, end - at)
-    at += run.length
-    if (last && continues(last, run)) last = { ...last, length: last.length + run.length }
-    else {
-      if (last) yield last
-      last = run
-    }
-  }
-  if (last) yield last
-}
-
-function continues(a: MapEntry, b: MapEntry): boolean {
-  return (
-    a.depth === b.depth &&
-    a.present === b.present &&
-    a.zero === b.zero &&
-    a.data === b.data &&
-    a.compressed === b.compressed &&
-    a.file === b.file &&
-    (a.offset === undefined ? b.offset === undefined : a.offset + a.length === b.offset)
-  )
 }
 
 /** An array, one run a line, with the keys of `qemu-img map --output=json`. */

@@ -4,6 +4,7 @@ import { resizeImage } from '../../image/resize.js'
 import { formatSize, parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
+import { secretOf } from '../secret.js'
 
 export function run(args: Arguments, io: Io): number {
   const [path, text] = args.positionals as [string, string]
@@ -15,6 +16,7 @@ export function run(args: Arguments, io: Io): number {
     shrink: args.has('shrink'),
     format: args.value('format'),
     backingDirs: args.values('backing-dir'),
+    secret: secretOf({ file: args.value('secret'), image: path }, io),
     warn: (line) => io.err(`vdiskfs: ${line}\n`),
   })
   if (!args.has('quiet'))

@@ -247,7 +247,17 @@ export function aroundChange(storage: Storage, all: boolean, change: () => void)
   const usable = readDirectory(storage, header).bitmaps.filter((bitmap) => isUsable(bitmap, header.size, clusterBits))
   for (const bitmap of usable) writeFlags(storage, bitmap, bitmap.flags | BitmapFlag.IN_USE)
   storage.sync()
-  change()
+  try {
+    change()
+  } catch (error) {
+    // Where the disk is as it was, so are its bitmaps.
+    const { size, l1TableOffset } = readHeader(storage)
+    if (size === header.size && l1TableOffset === header.l1TableOffset) {
+      for (const bitmap of usable) writeFlags(storage, bitmap, bitmap.flags)
+      storage.sync()
+    }
+    throw error
+  }
   if (usable.length === 0) return
   const names = new Set(usable.map(({ name }) => name))
   replace(storage, (edit) =>

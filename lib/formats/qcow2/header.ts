@@ -122,7 +122,7 @@ export function readHeader(storage: Storage): Header {
   const place: Place = { path, offset: 0 }
   const fixed = new Uint8Array(V3_LENGTH)
   const got = storage.read(fixed, 0, V3_LENGTH, 0)
-  if (!hasMagic(fixed)) throw new VdiskError('FORMAT', "not a QCOW2 image: it does not begin with 'QFI\\xfb'", { path })
+  if (!hasMagic(fixed)) throw new VdiskError('FORMAT', "not a qcow2 image: it does not begin with 'QFI\\xfb'", { path })
   const version = new DataView(fixed.buffer).getUint32(4)
   if (version !== 2 && version !== 3)
     throw new VdiskError('UNSUPPORTED', `QCOW version ${version}: expected 2 or 3`, { path, offset: 4 })

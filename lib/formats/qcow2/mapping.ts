@@ -12,7 +12,6 @@ export class Mapping {
   readonly #tables: Tables
   readonly #guard: Guard
   /** What is not allocated is. */
-  readonly #nothing: number
   /** The file that holds data. */
   readonly #file: number
   /** Of the part that was looked at last: what it is, where, and for how many subclusters. */
@@ -26,7 +25,6 @@ export class Mapping {
     this.#context = context
     this.#tables = tables
     this.#guard = guard
-    this.#nothing = layout.backing ? Kind.PARENT : Kind.ZERO
     this.#file = context.files[layout.dataFile?.index ?? 0]!.index
   }
 
@@ -39,7 +37,7 @@ export class Mapping {
     tables.select(first)
     if (tables.table === 0) {
       const until = tables.emptyUntil(first, Math.ceil(end / clusterSize))
-      out.kind = this.#nothing
+      out.kind = Kind.PARENT
       out.length = Math.min(until * clusterSize, end) - offset
       return
     }
@@ -69,6 +67,7 @@ export class Mapping {
       if (this.#run < parts) break
     }
     out.kind = kind
+    out.explicit = kind === Kind.ZERO
     out.length = Math.min(until, end) - offset
     out.file = this.#file
     out.offset = host
@@ -89,7 +88,7 @@ export class Mapping {
     this.#run = 1
     this.#writable = false
     if ((lo & ZERO) !== 0 && this.#layout.zeroClusters) this.#kind = Kind.ZERO
-    else if (hi === 0 && lo === 0) this.#kind = this.#nothing
+    else if (hi === 0 && lo === 0) this.#kind = Kind.PARENT
     else this.#lookData(cluster, hi, lo)
   }
 
@@ -98,7 +97,7 @@ export class Mapping {
     const host = hostOffset(hi, lo)
     this.#writable = false
     if (host === 0 && !(dataFile && isCopied(hi))) {
-      this.#kind = this.#nothing
+      this.#kind = Kind.PARENT
       return
     }
     if (host % clusterSize !== 0 || !Number.isSafeInteger(host + clusterSize)) throw this.#wrong(cluster, host)
@@ -129,7 +128,7 @@ export class Mapping {
       this.#kind = Kind.ZERO
     } else {
       this.#run = onesFrom(~(zeros | allocated), sub)
-      this.#kind = this.#nothing
+      this.#kind = Kind.PARENT
     }
   }
 

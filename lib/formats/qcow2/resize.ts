@@ -97,6 +97,7 @@ class Resize {
   run(raw: boolean): void {
     const { structure } = this.#edit
     const left = this.#size > this.#header.size ? this.#clearTail() : undefined
+    if (left) this.#context.zeroLater(left)
     this.#rewriteTables(raw)
     for (let at = 0; at < this.#l1.length; at += ENTRY_BYTES)
       this.#l1.writeUInt32BE((this.#l1.readUInt32BE(at) & ~COPIED) >>> 0, at)
@@ -107,7 +108,6 @@ class Resize {
       l1TableOffset: this.#edit.place(this.#l1),
     }
     this.#edit.commit({ ...structure, header, shape: shapeOf(header) }, () => writeDiskFields(this.#storage, header))
-    if (left) this.#context.zeroLater(left)
   }
 
   #tableAt(index: number): number {

@@ -155,11 +155,13 @@ function growingLayout({ storage }: OpenContext, found: FoundFooter): VhdLayout 
     throw new VdiskError('CORRUPT', text, { path, offset: end })
   }
   const layout = common(path, found)
-  const headerOffset = checkDataOffset(footer, end, path)
+  // What there is of a header says more than that it is cut off.
+  const headerOffset = checkDataOffset(footer, end, path, SECTOR)
   const place: Place = { path, offset: headerOffset }
   const bytes = new Uint8Array(HEADER_BYTES)
   storage.read(bytes, 0, HEADER_BYTES, headerOffset)
   const header = decodeHeader(bytes, { diskSize: layout.size, end }, place)
+  checkDataOffset(footer, end, path)
   const differencing = footer.diskType === DiskType.DIFFERENCING
   const parentNames: ParentName[] = differencing ? readParentNames(storage, header, place) : []
   const batmap = readBatmapHeader(storage, header, end)
@@ -170,11 +172,12 @@ function growingLayout({ storage }: OpenContext, found: FoundFooter): VhdLayout 
   return { ...layout, type, header, blocks, parentNames, batmap: batmap !== undefined }
 }
 
-export function checkDataOffset(footer: Footer, end: number, path: string): number {
+/** @param room bytes that must be there from the offset on */
+export function checkDataOffset(footer: Footer, end: number, path: string, room: number = HEADER_BYTES): number {
   const { dataOffset } = footer
   const right = dataOffset !== undefined && dataOffset % SECTOR === 0 && dataOffset >= FOOTER_BYTES
-  if (right && dataOffset + HEADER_BYTES <= end) return dataOffset
-  const expected = `expected a multiple of ${SECTOR} from ${FOOTER_BYTES} on, with ${HEADER_BYTES} bytes up to ${end}`
+  if (right && dataOffset + room <= end) return dataOffset
+  const expected = `expected a multiple of ${SECTOR} from ${FOOTER_BYTES} on, with ${room} bytes up to ${end}`
   throw new VdiskError('CORRUPT', `VHD footer: Data Offset is ${dataOffset ?? 'none'}: ${expected}`, {
     path,
     offset: end,

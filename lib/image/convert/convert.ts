@@ -108,11 +108,11 @@ async function intoNew(
     file.made()
     to = openImage(file.path, { format, backingDirs, secret, threads: 1 + workers, syncAtClose: true })
     checkCompression(to, settings)
-    await runCopy(from, to, { ...settings, blank: true }, workers, options)
+    await runCopy(from, to, { ...settings, blank: !settings.ownLayer }, workers, options)
     to.close()
     file.complete()
   } catch (error) {
-    file.remove()
+    file.remove(to?.ownPaths.slice(1) ?? [])
     to?.abandon()
     throw error
   }

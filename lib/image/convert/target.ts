@@ -70,17 +70,18 @@ export class NewFile {
     this.#old?.close()
   }
 
-  /** Removes what was made of it; it may be open. */
-  remove(): void {
+  /** Removes what was made of it; it may be open. @param others further files that were made with it */
+  remove(others: readonly string[]): void {
     this.#old?.close()
     if (!this.#made) return
-    try {
-      // What was written need not reach the disk any more.
-      truncateSync(this.path, 0)
-      unlinkSync(this.path)
-    } catch {
-      // The reason why all this failed is what the user should be told.
-    }
+    for (const path of [this.path, ...others])
+      try {
+        // What was written need not reach the disk any more.
+        truncateSync(path, 0)
+        unlinkSync(path)
+      } catch {
+        // The reason why all this failed is what the user should be told.
+      }
   }
 }
 

@@ -1,9 +1,12 @@
 /** Encrypted images, with QEMU as the judge of everything that is computed. */
 
-import { readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { checkImage } from '../../../lib/image/check.js'
 import { openImage } from '../../../lib/image/open.js'
+import { openOverlay } from '../../../lib/image/overlay.js'
+import { resizeImage } from '../../../lib/image/resize.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
 import { create, MiB, PASSPHRASE, qemuCreate, qemuIo, qemuOptions, secret } from './luks-images.js'
@@ -264,4 +267,54 @@ t.test('headers that are wrong', async (t) => {
     writeFileSync(path, bytes)
     t.throws(() => openImage(path, { readOnly: true, secret }), { code: 'CORRUPT' }, name)
   }
+})
+
+t.test('another size: what is new is zeros, and without the passphrase nothing changes', async (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, MiB, ['encrypt.format=luks'])
+  write(path, 0x11, MiB - 100, 100)
+  resizeImage(path, { size: MiB - 1024, shrink: true })
+  t.throws(() => resizeImage(path, { size: MiB + 512 }), { code: 'ACCESS' })
+  const unchanged = openImage(path, { readOnly: true, secret })
+  t.equal(unchanged.size, MiB - 1024)
+  unchanged.close()
+  resizeImage(path, { size: MiB + 512, secret })
+  t.ok(holds(path, 0, MiB - 1024, 1024 + 512))
+  qemuIo(path, `read -P 0 ${MiB - 1024} 1536`)
+})
+
+t.test('check and repair know the LUKS header', async (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, MiB, ['encrypt.format=luks'])
+  write(path, 0x11, 5000, 100_000)
+  t.equal(checkImage(path).corruptions, 0)
+  const bytes = readFileSync(path)
+  const block = Number(bytes.readBigUInt64BE(Number(bytes.readBigUInt64BE(48))))
+  bytes.fill(0, block, block + 65_536)
+  writeFileSync(path, bytes)
+  t.ok(checkImage(path, { repair: 'all' }).corruptionsFixed > 30, 'all refcounts were gone')
+  t.equal(checkImage(path).corruptions, 0)
+  // New data must not go where the key slots are.
+  write(path, 0x22, 500_000, 500_000)
+  t.ok(holds(path, 0x11, 5000, 100_000))
+  must('qemu-img', ['check', '-q', ...qemuOptions(path)])
+})
+
+t.test('an overlay of an encrypted image is encrypted too', async (t) => {
+  const folder = temporaryFolder(t)
+  const path = join(folder, 'image.qcow2')
+  const overlay = join(folder, 'overlay.qcow2')
+  create(path, MiB, ['encrypt.format=luks'])
+  const image = openOverlay(path, overlay, { secret })
+  image.write(Buffer.alloc(4096, 'in the clear'), 0, 4096, 0)
+  image.close()
+  t.notOk(readFileSync(overlay).includes('in the clear'))
+  const again = openOverlay(path, overlay, { secret })
+  const buffer = Buffer.alloc(12)
+  again.read(buffer, 0, 12, 0)
+  again.close()
+  t.equal(buffer.toString(), 'in the clear')
+  t.throws(() => openOverlay(path, overlay), { code: 'ACCESS' })
+  t.throws(() => openOverlay(path, join(folder, 'none.qcow2')), { code: 'ACCESS' })
+  t.notOk(existsSync(join(folder, 'none.qcow2')))
 })

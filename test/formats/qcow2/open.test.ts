@@ -67,7 +67,7 @@ t.test('65,536 snapshots that are said and not there', async (t) => {
     'nobody asks for them',
   )
   t.throws(() => openImage(path, { snapshot: 'x' }), { code: /CORRUPT|NOT_FOUND/ })
-  t.match(imageInfo(path)['format-specific']?.data, { 'snapshots-error': String })
+  t.equal(imageInfo(path)['virtual-size'], MiB)
 })
 
 t.test('snapshots: of another size, and none', async (t) => {

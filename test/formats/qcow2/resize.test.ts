@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { checkImage as checkStorage } from '../../../lib/formats/qcow2/check.js'
 import { qcow2 } from '../../../lib/formats/qcow2/format.js'
+import { addBitmap } from '../../../lib/image/bitmaps.js'
 import { checkImage } from '../../../lib/image/check.js'
 import { openImage, openStorages } from '../../../lib/image/open.js'
 import { resizeImage } from '../../../lib/image/resize.js'
@@ -11,6 +12,7 @@ import { Recorder } from '../../../lib/storage/recording.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
+import { qemuCreate, qemuIo, secret } from './luks-images.js'
 import {
   change,
   create,
@@ -128,6 +130,21 @@ t.test('what a compressed last cluster holds behind the end', async (t) => {
   expect(t, path, MiB, 'read -P 5 0 150k', 'read -P 0 150k 874k')
 })
 
+t.test('an encrypted image whose last cluster is cut: zeros with the key, or nothing is changed', async (t) => {
+  for (const format of ['aes', 'luks']) {
+    const path = join(temporaryFolder(t), 'image.qcow2')
+    qemuCreate(path, '150k', [`encrypt.format=${format}`])
+    qemuIo(path, 'write -P 5 0 150k')
+    addBitmap(path, 'b', undefined)
+    const before = readFileSync(path)
+    t.throws(() => resizeImage(path, { size: MiB }), { code: 'ACCESS', message: /--secret/ })
+    t.ok(readFileSync(path).equals(before))
+    resizeImage(path, { size: MiB, secret })
+    qemuIo(path, 'read -P 5 0 150k', 'read -P 0 150k 874k')
+    t.equal(checkImage(path).corruptions, 0)
+  }
+})
+
 t.test('a data file has the size of the disk', async (t) => {
   for (const raw of ['on', 'off']) {
     const folder = temporaryFolder(t)
@@ -174,7 +191,7 @@ t.test('sizes that there cannot be', async (t) => {
   const path = join(temporaryFolder(t), 'image.qcow2')
   create(path, '1M', 'cluster_size=512')
   t.throws(() => resizeImage(path, { size: 129 * GiB }), { code: 'USAGE', message: /too large/ })
-  t.equal(resizeImage(path, { size: 2 * MiB + 1 }).after, 2 * MiB + 1)
+  t.equal(resizeImage(path, { size: 2 * MiB + 1 }).after, 2 * MiB + 512)
   t.equal(qemuInfo(path)['virtual-size'], 2 * MiB + 512, 'whole sectors')
 })
 
