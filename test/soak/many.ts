@@ -2,20 +2,24 @@
 
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { listed, mountImage } from '../support/mounts.js'
-import { vdiskfsMust } from '../support/run.js'
+import { createImage } from '../../lib/image/create.js'
+import { listed, mountImage, type TestMount } from '../support/mounts.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
 const PAGE = 4096
+const SIZE = 2 ** 20
 
 /** @throws where one of them shows something else than was written to it */
 export async function manyMounts(t: TestCase, count: number): Promise<void> {
   const folder = temporaryFolder(t)
-  const mounts = Array.from({ length: count }, (_, i) => {
+  const mounts: TestMount[] = []
+  for (let i = 0; i < count; i++) {
     const image = join(folder, `${i}.vhd`)
-    vdiskfsMust(['create', '-q', '-f', 'vhd', image, '1M'])
-    return mountImage(t, image)
-  })
+    createImage(image, { format: 'vhd', size: SIZE })
+    mounts.push(mountImage(t, image))
+    // Signals are looked at in between.
+    await new Promise((resolve) => setImmediate(resolve))
+  }
   if (listed().length < count) throw new Error(`${listed().length} mounts are listed, not ${count}`)
   for (const [i, { raw }] of mounts.entries()) writeFileSync(raw, Buffer.alloc(PAGE, i), { flag: 'r+' })
   for (const [i, { raw }] of mounts.entries())

@@ -16,16 +16,25 @@ const { values } = parseArgs({
   },
 })
 
+/** Interrupted, it leaves nothing behind either. */
+const SIGNALS = ['SIGINT', 'SIGTERM'] as const
+
 /** Runs something with a place for its ends, the newest of which comes first. */
 async function during<T>(work: (t: TestCase) => Promise<T>): Promise<T> {
   const ends: (() => unknown)[] = []
+  const stop = async () => {
+    for (const end of ends.splice(0).reverse()) await end()
+    process.exit(1)
+  }
+  for (const signal of SIGNALS) process.once(signal, stop)
   try {
     return await work({
       teardown: (end) => ends.push(end),
       fail: (message) => console.error(message),
     })
   } finally {
-    for (const end of ends.reverse()) await end()
+    for (const end of ends.splice(0).reverse()) await end()
+    for (const signal of SIGNALS) process.off(signal, stop)
   }
 }
 
