@@ -146,3 +146,21 @@ t.test('qcow2: a snapshot of a cluster whose refcount is at its limit already', 
 t.test('a name that is as long as it can be', async (t) => {
   t.ok(new VdiskError('CORRUPT', 'x'.repeat(100_000)).message.length < 6000)
 })
+
+t.test('qcow2: a bitmap with flags that nobody knows, the highest bit among them', async (t) => {
+  const bytes = imageOf('qcow2')[0]!
+  const { bitmaps, open: openFormat } = findFormat('qcow2')
+  const storage = new PagedStorage(bytes, 'image', false)
+  const { layout } = openFormat({ storage, path: '/image', readOnly: false, warn: () => {} })
+  bitmaps!.add(layout, [storage], 'changes', undefined)
+  damage(bytes, 'qcow2', { flags: 2 ** 32 - 2 })
+  // Refused, or not: but by a message.
+  try {
+    const image = open(bytes, false)
+    image.write(new Uint8Array(512), 0, 512, 0)
+    image.close()
+    t.pass('it is written')
+  } catch (error) {
+    t.ok(error instanceof VdiskError, String(error))
+  }
+})

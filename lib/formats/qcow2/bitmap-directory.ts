@@ -135,6 +135,6 @@ export function isUsable(bitmap: Bitmap, size: number, clusterBits: number): boo
 /** Changes the flags of a bitmap where they are. Not durable before a sync. */
 export function writeFlags(storage: Storage, { entryOffset }: Pick<Bitmap, 'entryOffset'>, flags: number): void {
   const bytes = Buffer.alloc(4)
-  bytes.writeUInt32BE(flags)
+  bytes.writeUInt32BE(flags >>> 0)
   storage.write(bytes, 0, bytes.length, entryOffset + ENTRY.offsetOf('flags'))
 }

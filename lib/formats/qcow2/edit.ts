@@ -117,7 +117,9 @@ export class Edit {
     const storage = this.#storage
     storage.sync()
     const wrong = ({ message }: Fault): never => {
-      throw new VdiskError('INTERNAL', `what was about to be written is wrong: ${message}`, { path: storage.path })
+      throw new VdiskError('CORRUPT', `what was about to be written would be wrong, and was not: ${message}`, {
+        path: storage.path,
+      })
     }
     const roots = rootsOf(storage, next, wrong)
     const after = walk(storage, next.shape, roots, wrong).counts
