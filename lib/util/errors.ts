@@ -51,9 +51,11 @@ const LONGEST = 5000
 
 /** One line that does nothing to a terminal: what is not printable becomes `\u001b`. */
 export function printable(text: string): string {
-  return (text.length > LONGEST ? `${text.slice(0, LONGEST)}…` : text)
+  const clean = text
+    .slice(0, LONGEST + 1)
     .replace(/\s*[\r\n]+\s*/g, ' ')
     .replace(UNPRINTABLE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`)
+  return clean.length > LONGEST ? `${clean.slice(0, LONGEST)}…` : clean
 }
 
 /** An error whose message is one line, made for the user: it names the file, what was found and what was expected. */
