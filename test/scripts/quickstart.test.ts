@@ -59,16 +59,21 @@ t.test('the sample', needsMounts, async (t) => {
   t.strictSame(leftIn(folder), [])
 })
 
-/** Starts it, ends it by a signal when it has printed `mark`, and returns its exit code. */
-async function interruptedAt(mark: string, folder: string): Promise<number | null> {
+/**
+ * Starts it, ends it by a signal when it has printed `mark`, and returns how it ended: its exit code, or the signal. Who
+ * is impatient sends a signal again and again, also while things are being taken away.
+ */
+async function interruptedAt(mark: string, folder: string): Promise<number | string | null> {
   const child = spawn(QUICKSTART, { env: { ...process.env, TMPDIR: folder }, stdio: ['ignore', 'pipe', 'ignore'] })
   let out = ''
+  let impatience: NodeJS.Timeout | undefined
   child.stdout!.on('data', (data) => {
     out += data
-    if (out.includes(mark)) child.kill('SIGTERM')
+    if (out.includes(mark)) impatience ??= setInterval(() => child.kill('SIGTERM'), 5)
   })
-  const [code] = (await once(child, 'close')) as [number | null]
-  return out.includes(mark) ? code : null
+  const [code, signal] = (await once(child, 'close')) as [number | null, string | null]
+  clearInterval(impatience)
+  return impatience ? (code ?? signal) : `ended before ${mark}`
 }
 
 for (const mark of ['$ vdiskfs list', '$ mount /dev/loop', '$ fstrim'])
