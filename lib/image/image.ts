@@ -289,7 +289,7 @@ export class Image {
     const metadata = this.#metadata
     const driver = this.#top
     const a = this.#allocation
-    return this.#allocating(offset, length, () => {
+    return this.#changing(offset, length, () => {
       const { kind, length: nothing } = this.own(offset, length)
       if (kind === 'data' || nothing < length) return false
       this.#allocate(() => driver.allocateEncoded!(offset, encoded.length, a))
@@ -322,20 +322,27 @@ export class Image {
     const metadata = this.#metadata
     metadata.reserve(this.#top.changeSectors)
     try {
-      for (;;) {
-        const done = metadata.exclusive(change)
-        if (done > 0) return done
-        metadata.growth.acquire()
-        try {
-          const now = metadata.exclusive(change)
-          if (now > 0) return now
-          this.#top.grow!()
-        } finally {
-          metadata.growth.release()
-        }
-      }
+      return this.#withRoom(change, (done) => done === 0)
     } finally {
       metadata.unreserve()
+    }
+  }
+
+  /** Makes a change under the exclusive lock. While its result says that there is no room for it, the image grows. */
+  #withRoom<T>(change: () => T, lacksRoom: (result: T) => boolean): T {
+    const metadata = this.#metadata
+    for (;;) {
+      const result = metadata.exclusive(change)
+      if (!lacksRoom(result)) return result
+      metadata.growth.acquire()
+      try {
+        // Somebody else may have made room while this thread waited for its turn.
+        const again = metadata.exclusive(change)
+        if (!lacksRoom(again)) return again
+        this.#top.grow!()
+      } finally {
+        metadata.growth.release()
+      }
     }
   }
 
@@ -397,7 +404,7 @@ export class Image {
     const driver = this.#top
     if (!driver.allocate)
       throw new VdiskError('INTERNAL', 'the format maps bytes that it cannot write', { path: this.path })
-    return this.#allocating(offset, length, () => {
+    return this.#changing(offset, length, () => {
       const e = this.#locate(offset, length)
       if (e.kind === Kind.DATA && e.writable && this.#depth === 0) return 0
       this.#allocation.encoded = 0
@@ -406,8 +413,8 @@ export class Image {
     })
   }
 
-  /** Runs work that allocates for a range of which nobody else changes anything meanwhile. */
-  #allocating<T>(offset: number, length: number, work: () => T): T {
+  /** Runs work that changes what a range is mapped to; nobody else changes anything of it meanwhile. */
+  #changing<T>(offset: number, length: number, work: () => T): T {
     const metadata = this.#metadata
     metadata.ranges.acquire(...this.#blocks(offset, length))
     try {
@@ -427,16 +434,6 @@ export class Image {
     }
   }
 
-  #grow(): void {
-    const { growth } = this.#metadata
-    growth.acquire()
-    try {
-      this.#top.grow!()
-    } finally {
-      growth.release()
-    }
-  }
-
   /** The whole blocks around a range. */
   #blocks(offset: number, length: number): readonly [start: number, end: number] {
     const { blockSize, blocks } = this.#top
@@ -446,17 +443,7 @@ export class Image {
 
   /** Has the driver choose room, which is made where there is none. */
   #allocate(choose: () => boolean): void {
-    const metadata = this.#metadata
-    while (!metadata.exclusive(choose)) {
-      metadata.growth.acquire()
-      try {
-        // Somebody else may have made room while this thread waited for its turn.
-        if (metadata.exclusive(choose)) return
-        this.#top.grow!()
-      } finally {
-        metadata.growth.release()
-      }
-    }
+    this.#withRoom(choose, (chosen) => !chosen)
   }
 
   /** Writes the data of the allocation, with what surrounds it, and publishes it. */
@@ -546,37 +533,22 @@ export class Image {
 
   /** Frees whole blocks from `offset` on. @returns the bytes that read as zeros now; 0 where it cannot be done so. */
   #release(offset: number, length: number): number {
-    const metadata = this.#metadata
+    const { space } = this.#metadata
     const driver = this.#top
     const { releaseSize } = driver
     const [start, end] = releaseSize ? [offset - (offset % releaseSize), offset + releaseSize] : this.#blocks(offset, 1)
     const whole = offset === start && offset + length >= Math.min(end, driver.size)
     if (!driver.release || !whole) return 0
     const n = Math.min(length, RELEASE_CHUNK)
-    metadata.ranges.acquire(...this.#blocks(offset, n))
-    try {
-      metadata.reserve(driver.changeSectors)
-      try {
-        const { zero, length: below } = this.#below(offset, n)
-        metadata.epochs.enter()
-        try {
-          const release = () => driver.release!(offset, below, zero)
-          let done = metadata.exclusive(release)
-          while (done < 0) {
-            this.#grow()
-            done = metadata.exclusive(release)
-          }
-          metadata.space.punchDiscarded()
-          return done
-        } finally {
-          metadata.epochs.leave()
-        }
-      } finally {
-        metadata.unreserve()
-      }
-    } finally {
-      metadata.ranges.release()
-    }
+    return this.#changing(offset, n, () => {
+      const { zero, length: below } = this.#below(offset, n)
+      const done = this.#withRoom(
+        () => driver.release!(offset, below, zero),
+        (released) => released < 0,
+      )
+      space.punchDiscarded()
+      return done
+    })
   }
 
   /** Whether the layers below read as zeros from `offset` on, and how far that holds in whole blocks of the top. */
