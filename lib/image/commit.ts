@@ -16,6 +16,7 @@ import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.j
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, imageOver, type Secret } from './open.js'
+import { resizeOpened, tryOpening } from './resize.js'
 
 /** Copied at a time. */
 const PIECE = MiB
@@ -97,20 +98,15 @@ function growParent(own: Layer, parent: string, options: ChainOptions): ByteRang
   try {
     const below = layers[0]!
     if (below.opened.size >= own.opened.size) return undefined
-    const { format, opened } = below
+    const { format } = below
     if (!format.resize)
       throw new VdiskError('UNSUPPORTED', `it is smaller than its child, and format ${format.name} cannot grow`, {
         path: parent,
       })
+    // Whether all can be read and written later: a key may be missing.
+    tryOpening(own.path, { ...options, format: own.format.name })
     tell(own, backingOf(below), 'before')
-    let left: ByteRange | undefined
-    format.resize(opened.layout, filesOf(below), own.opened.size, {
-      below: () => layers[1]?.opened.size ?? 0,
-      zeroLater: (range) => {
-        left = range
-      },
-    })
-    return left
+    return resizeOpened(below, own.opened.size, options)
   } finally {
     closeLayers(layers)
   }

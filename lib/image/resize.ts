@@ -2,7 +2,7 @@
 
 import type { ByteRange } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
-import { type ChainOptions, closeLayers, openChain } from './chain.js'
+import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
 import { chainOptions, type OpenOptions, openImage, type Secret } from './open.js'
 
 export interface ResizeRequest {
@@ -46,7 +46,7 @@ function resizeLayer(
   const chain = chainOptions(options)
   const layers = openChain(path, { ...chain, parents: false })
   try {
-    const { format: kind, opened, storage, files } = layers[0]!
+    const { format: kind, opened } = layers[0]!
     const before = opened.size
     const after = request.relative ? before + request.size : request.size
     if (after <= 0) throw new VdiskError('USAGE', `a size of ${after} bytes: expected more than 0`, { path })
@@ -54,19 +54,35 @@ function resizeLayer(
     if (after < before && !request.shrink)
       throw new VdiskError('USAGE', `from ${before} to ${after} bytes: what is cut off is lost; say --shrink`, { path })
     if (after === before) return { before, after, left: undefined }
-    let left: ByteRange | undefined
-    kind.resize(opened.layout, [storage, ...files], after, {
-      below: () => parentSize(path, chain),
-      zeroLater: (range) => {
-        // Whether that can be done is found out before anything is changed.
-        openImage(path, { ...options, readOnly: true, lock: false, warn: () => {} }).close()
-        left = range
-      },
-    })
+    const left = resizeOpened(layers[0]!, after, chain)
     return { before, after: sizeOf(path, chain), left }
   } finally {
     closeLayers(layers)
   }
+}
+
+/**
+ * Gives a layer that is open for writing, and whose format can do it, another size.
+ * @param chain as it was opened
+ * @returns the part of the disk that has to be zeroed when it is open as one again
+ * @throws what opening it as a disk throws, such as ACCESS without the key, where that is to be done; nothing is changed then
+ */
+export function resizeOpened(layer: Layer, size: number, chain: ChainOptions): ByteRange | undefined {
+  const { format, opened, storage, files, path } = layer
+  let left: ByteRange | undefined
+  format.resize!(opened.layout, [storage, ...files], size, {
+    below: () => parentSize(path, chain),
+    zeroLater: (range) => {
+      tryOpening(path, chain)
+      left = range
+    },
+  })
+  return left
+}
+
+/** Opens an image as a disk, to find out before anything is changed whether that can be done. @throws what it throws */
+export function tryOpening(path: string, chain: ChainOptions): void {
+  openImage(path, { ...chain, readOnly: true, lock: false, syncAtClose: false, warn: () => {} }).close()
 }
 
 /** The size that an image has now: a format may round what it was asked for. */
