@@ -329,6 +329,11 @@ export class Metadata {
     return this.#views.control[Control.FAILED] !== 0
   }
 
+  /** Why that is so; undefined where no sync failed. */
+  get failure(): VdiskError | undefined {
+    return this.#committer.failure
+  }
+
   /** True once the first change was prepared (`Driver.beginWriting`). */
   get begun(): boolean {
     return this.#views.control[Control.BEGUN] !== 0
