@@ -19,8 +19,10 @@ export interface CheckOptions {
 
 export class Mending {
   /** Whether everything is to be mended, or leaks. */
-  readonly all: boolean
-  readonly leaks: boolean
+  all: boolean
+  leaks: boolean
+  /** Byte offset behind which there is nothing, nor is said to be anything. */
+  freeEnd = 0
   /** Corruptions that are left. */
   left = 0
   /** Structures cannot be read, so that what they refer to looks unused. */
@@ -32,6 +34,7 @@ export class Mending {
   readonly #found: (finding: Finding) => void
   readonly #features: readonly number[] | undefined
   #marked = false
+  #held = false
   #copies = 0
 
   constructor(storage: Storage, shape: Shape, { repair, found }: CheckOptions) {
@@ -51,7 +54,15 @@ export class Mending {
     more: Partial<Finding> = {},
   ): void {
     if (severity === 'corruption' && !repaired) this.left += more.count ?? 1
-    this.#found({ severity, what, message, repairable: true, repaired, ...more })
+    const repairable = !this.#held && (more.repairable ?? true)
+    this.#found({ severity, what, message, repaired, ...more, repairable })
+  }
+
+  /** Nothing is mended, nor can be. */
+  hold(): void {
+    this.#held = true
+    this.all = false
+    this.leaks = false
   }
 
   /** Before the first change. */
@@ -85,7 +96,7 @@ export class Mending {
   /** Clusters behind everything. Their refcounts are 0 until they are counted. */
   append(bytes: Uint8Array): number {
     const { clusterSize } = this.#shape
-    const offset = Math.ceil(this.storage.size() / clusterSize) * clusterSize
+    const offset = Math.ceil(Math.max(this.storage.size(), this.freeEnd) / clusterSize) * clusterSize
     const filled = new Uint8Array(Math.ceil(bytes.length / clusterSize) * clusterSize)
     filled.set(bytes)
     this.write(filled, offset)
