@@ -15,8 +15,10 @@ const ROUNDS = 3
 /** What of a disk is compared, in bytes, and how much of it at once. */
 const COMPARED = 2 ** 20
 const PIECE = 4096
-/** Where an image lies over itself, what it reads as changes with what is mended. */
-const ENTANGLED = ['overlap']
+/** The largest that a seed has. */
+const CLUSTER = 65536
+/** Bytes in which the disk may change where it reads as the image's own tables, which a repair changes. */
+const MOST_METADATA = 64
 
 /** @throws Find */
 export function repairAll(seed: Seed, format: Format, files: readonly Pages[], counts: Counts, qemu?: Qemu): void {
@@ -25,10 +27,8 @@ export function repairAll(seed: Seed, format: Format, files: readonly Pages[], c
   const count = (what: string) => {
     counts[what] = (counts[what] ?? 0) + 1
   }
-  const first = check(format, storages(true)[0]!, 'none', counts)
   const before = contentOf(storages(true))
   const rounds: Finding[][] = []
-  let left: Finding[] | undefined
   for (let round = 0; round < ROUNDS; round++) {
     const findings = check(format, storages(false)[0]!, 'all', counts)
     if (!findings) {
@@ -36,18 +36,17 @@ export function repairAll(seed: Seed, format: Format, files: readonly Pages[], c
       return
     }
     rounds.push(findings)
-    left = check(format, storages(true)[0]!, 'none', counts)
+    const left = check(format, storages(true)[0]!, 'none', counts)
     if (!left) throw new Find(`it can no longer be checked behind a repair:${story(rounds)}`)
-    left = left.filter(({ severity, repairable }) => severity !== 'warning' && repairable)
-    if (left.length === 0) break
+    if (!left.some(({ severity, repairable }) => severity !== 'warning' && repairable)) break
   }
-  if (left!.length > 0) throw new Find(`behind ${ROUNDS} repairs: ${left![0]!.message}${story(rounds)}`)
-  const entangled = [...(first ?? []), ...rounds.flat()].some(({ what }) => ENTANGLED.includes(what))
+  const more = check(format, storages(false)[0]!, 'all', counts)?.find(({ repaired }) => repaired)
+  if (more) throw new Find(`behind ${ROUNDS} repairs: ${more.message}${story(rounds)}`)
   const after = contentOf(storages(true))
   const lost = before && !after
   if (lost) throw new Find(`it could be opened before its repair, and cannot now:${story(rounds)}`)
   count(before ? 'could be read' : 'could not be opened')
-  if (before && after && !entangled) compare(before, after, rounds)
+  if (before && after) compare(seed, before, after, rounds)
   const clean = !check(format, storages(true)[0]!, 'none', counts)?.some(({ severity }) => severity !== 'warning')
   count(clean ? 'clean' : 'left with faults')
   if (clean && after && qemu) {
@@ -89,14 +88,24 @@ function contentOf(storages: PagedStorage[]): (Buffer | undefined)[] | undefined
 
 type Content = NonNullable<ReturnType<typeof contentOf>>
 
-function compare(before: Content, after: Content, rounds: readonly Finding[][]): void {
+function compare(seed: Seed, before: Content, after: Content, rounds: readonly Finding[][]): void {
   for (const [i, bytes] of before.entries()) {
-    if (!bytes) continue
     const now = after[i]
-    if (now?.equals(bytes)) continue
+    if (!bytes || now?.equals(bytes)) continue
+    const place = i * PIECE
+    const here = rounds.flat().filter(({ guest }) => guest !== undefined && guest <= place && place < guest + CLUSTER)
+    if (now && here.some(({ what }) => what === 'overlap') && differing(bytes, now) <= MOST_METADATA) continue
+    // What lies behind the end of the file is zeros, and noise where those are decrypted.
+    if (now && seed.name.includes('encrypt') && here.some(({ what }) => what === 'l2-entry')) continue
     const what = now ? 'reads as something else' : 'cannot be read'
-    throw new Find(`byte ${i * PIECE} of the disk could be read before its repair, and ${what} now:${story(rounds)}`)
+    throw new Find(`byte ${place} of the disk could be read before its repair, and ${what} now:${story(rounds)}`)
   }
+}
+
+function differing(a: Uint8Array, b: Uint8Array): number {
+  let count = 0
+  for (const [i, byte] of a.entries()) if (byte !== b[i]) count++
+  return count
 }
 
 /** Asks qemu-img about images, as files in a folder. */

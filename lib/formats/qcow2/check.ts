@@ -50,6 +50,9 @@ export function repairRefcounts(storage: Storage): void {
 /** More are not kept in mind: flags are then judged by the references. */
 const MAX_WRONG = 2 ** 18
 
+/** Each lays bare at most the tables below those that were copied in the one before. */
+const MOST_ROUNDS = 8
+
 class Check {
   readonly #storage: Storage
   readonly #m: Mending
@@ -66,6 +69,7 @@ class Check {
   run(): CheckTotals {
     const entry = (fault: Fault) => this.#m.entry(fault)
     this.#lookAhead()
+    if (this.#m.all) this.#separate()
     let structure = readStructure(this.#storage, entry)
     this.#checkHeader(structure)
     this.#checkBitmaps(structure)
@@ -95,6 +99,23 @@ class Check {
     examine(this.#storage, structure.shape, roots, fault)
     if (holds.length > 0) this.#m.hold()
     this.#m.freeEnd = freeEnd(this.#storage, roots)
+  }
+
+  /**
+   * What lies in one cluster with something else gets one of its own, before anything is mended where it lies: else that
+   * could write into another's data.
+   */
+  #separate(): void {
+    for (let round = 0; round < MOST_ROUNDS && this.#m.all; round++) {
+      this.#m.changed = false
+      const structure = readStructure(this.#storage, () => {})
+      walk(this.#storage, structure.shape, rootsOf(this.#storage, structure), (fault) => {
+        if (fault.what === 'overlap') this.#m.entry(fault)
+      })
+      if (!this.#m.changed) return
+    }
+    // It does not come to an end.
+    this.#m.hold()
   }
 
   #checkHeader({ header, shape }: Structure): void {

@@ -7,7 +7,7 @@ import type { Storage } from '../../storage/storage.js'
 import { MiB } from '../../util/sizes.js'
 import type { Finding, Repair } from '../driver.js'
 import { Incompatible, readFeatures, writeFeatures } from './header.js'
-import type { Fault, Shape } from './walk.js'
+import type { Copy, Fault, Shape } from './walk.js'
 
 /** More bytes are not copied: an image that needs more of that is no image. */
 const MAX_COPIED = 64 * MiB
@@ -35,7 +35,7 @@ export class Mending {
   readonly #features: readonly number[] | undefined
   #marked = false
   #held = false
-  #copies = 0
+  #copied = 0
 
   constructor(storage: Storage, shape: Shape, { repair, found }: CheckOptions) {
     this.storage = storage
@@ -107,8 +107,10 @@ export class Mending {
   /** Reports a fault of an entry, and mends it where that is wanted and possible. */
   entry(fault: Fault): void {
     const { severity, what, message, offset, guest, replace, copy, loses } = fault
-    const copied = copy !== undefined && this.#copies * this.#shape.clusterSize < MAX_COPIED
+    const copied = copy !== undefined && this.#copied + copy.length <= MAX_COPIED
     const repairable = replace !== undefined || copied
+    // What would have to be mended lies over something that is not to be touched.
+    if (this.all && what === 'overlap' && !repairable) this.hold()
     const repaired = this.all && repairable
     if (repaired) {
       this.changed = true
@@ -118,15 +120,11 @@ export class Mending {
     this.report(severity, what, message, repaired, { offset, repairable, ...(guest !== undefined && { guest }) })
   }
 
-  /** Gives an entry a cluster of its own with the same bytes. */
-  #copy({ cluster, low }: NonNullable<Fault['copy']>, entry: number): void {
-    this.#copies++
-    const { clusterSize } = this.#shape
-    const bytes = new Uint8Array(clusterSize)
-    this.storage.read(bytes, 0, clusterSize, cluster * clusterSize)
-    const place = this.append(bytes)
-    const halves = Buffer.alloc(8)
-    halves.writeBigUInt64BE(BigInt(place) | BigInt(low))
-    this.write(halves, entry)
+  /** Gives an entry clusters of its own with the same bytes. */
+  #copy({ from, length, entry }: Copy, at: number): void {
+    this.#copied += length
+    const bytes = new Uint8Array(length)
+    this.storage.read(bytes, 0, length, from)
+    this.write(entry(this.append(bytes)), at)
   }
 }

@@ -6,7 +6,7 @@ import { MiB } from '../../util/sizes.js'
 import { type Directory, readDirectory, TABLE_RESERVED, TableEntry } from './bitmap-directory.js'
 import { hostOffset } from './entries.js'
 import { cryptExtension } from './extensions.js'
-import { Autoclear, FIELD, type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
+import { Autoclear, Crypt, FIELD, type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
 import { snapshotFields } from './header-fields.js'
 import { eachEntry, entryBytes, hexOf } from './pieces.js'
 import type { RefcountPlace } from './recount.js'
@@ -28,6 +28,7 @@ export function shapeOf(header: Header): Shape {
     clusterSize: 2 ** header.clusterBits,
     extendedL2: header.incompatible.includes(Incompatible.EXTENDED_L2),
     dataFile: header.incompatible.includes(Incompatible.DATA_FILE),
+    placed: header.cryptMethod === Crypt.LUKS,
     size: header.size,
   }
 }
@@ -134,11 +135,17 @@ function* rangesOf(storage: Storage, { header, shape, snapshots }: Structure, fa
   const crypt = cryptExtension(header.extensions, storage.path)
   if (!crypt) return
   const { offset, length } = crypt
-  const message = `the encryption header of ${length} bytes is said to be at byte ${offset}: expected clusters of the file`
-  const misplaced = offset % shape.clusterSize !== 0 || offset + length > roundUp(storage.size(), shape.clusterSize)
-  if (misplaced) fault({ severity: 'corruption', what: 'crypt-range', message, offset })
-  yield { name: 'the encryption header', offset, length }
+  const end = roundUp(storage.size(), shape.clusterSize)
+  if (offset % shape.clusterSize !== 0 || offset + length > end || length > MAX_CRYPT_HEADER) {
+    const found = `the encryption header of ${length} bytes is said to be at byte ${offset}`
+    const message = `${found}: expected clusters of the file, ${MAX_CRYPT_HEADER} bytes at most`
+    fault({ severity: 'corruption', what: 'crypt-range', message, offset })
+  }
+  yield { name: 'the encryption header', offset, length: Math.min(length, MAX_CRYPT_HEADER) }
 }
+
+/** Eight keys of LUKS, each split into 4,000 of 64 bytes, are a part of it. */
+const MAX_CRYPT_HEADER = 16 * MiB
 
 const roundUp = (length: number, to: number) => Math.ceil(length / to) * to
 

@@ -4,11 +4,16 @@ import { type Counts, Use } from './counts.js'
 import {
   ALL_SUBCLUSTERS,
   COMPRESSED,
+  COMPRESSED_SECTOR,
   COPIED,
+  compressedHigh,
   compressedLength,
   compressedOffset,
+  compressedSectors,
+  highOf,
   hostOffset,
   L2_RESERVED,
+  lowOf,
   ZERO,
 } from './entries.js'
 import { entryBytes, hexOf } from './pieces.js'
@@ -55,7 +60,7 @@ export class EntryWalk {
   }
 
   #compressed(at: number, guest: number, high: number, low: number, { zero, data }: Subclusters): void {
-    const { clusterBits, clusterSize, dataFile } = this.#shape
+    const { clusterBits, clusterSize, dataFile, placed } = this.#shape
     const offset = compressedOffset(high, low, clusterBits)
     const length = compressedLength(high, low, clusterBits)
     const last = Math.floor((offset + length - 1) / clusterSize)
@@ -79,7 +84,15 @@ export class EntryWalk {
     let free = true
     for (let cluster = Math.floor(offset / clusterSize); cluster <= last; cluster++)
       free = this.#counts.add(cluster, Use.DATA, this.#weight) && free
-    if (!free) this.#report('overlap', `${shown} lies in a cluster of metadata`, at, guest, {})
+    if (free) return
+    const inSector = offset % COMPRESSED_SECTOR
+    const copy = {
+      from: offset - inSector,
+      length: inSector + length,
+      // The upper bits say how many sectors there are.
+      entry: (to: number) => compressedEntry(high, to + inSector, clusterBits),
+    }
+    this.#report('overlap', `${shown} lies in a cluster of metadata`, at, guest, placed ? {} : { copy })
   }
 
   #standard(at: number, guest: number, high: number, low: number, subclusters: Subclusters): void {
@@ -117,7 +130,7 @@ export class EntryWalk {
   }
 
   #host(at: number, guest: number, high: number, low: number, subclusters: Subclusters): void {
-    const { clusterSize, extendedL2, version } = this.#shape
+    const { clusterSize, extendedL2, version, placed } = this.#shape
     const offset = hostOffset(high, low)
     const cluster = offset / clusterSize
     const aligned = offset % clusterSize === 0
@@ -133,7 +146,9 @@ export class EntryWalk {
     this.#count(offset)
     if (!this.#counts.add(cluster, Use.DATA, this.#weight))
       this.#report('overlap', `lies in cluster ${cluster} of the file, which holds metadata`, at, guest, {
-        copy: { cluster, use: Use.DATA, weight: this.#weight, low: low & 0x1ff },
+        ...(!placed && {
+          copy: { from: offset, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to) | (low & 0x1ff)) },
+        }),
       })
   }
 
@@ -143,4 +158,10 @@ export class EntryWalk {
     if (this.#next !== 0 && offset !== this.#next) this.#seen.fragmented++
     this.#next = offset + this.#shape.clusterSize
   }
+}
+
+/** The entry of a compressed cluster that lies elsewhere. */
+function compressedEntry(high: number, offset: number, clusterBits: number): Uint8Array {
+  const sectors = compressedSectors(high, clusterBits)
+  return entryBytes(compressedHigh(offset, sectors, clusterBits), lowOf(offset))
 }

@@ -9,7 +9,7 @@ import { VdiskError } from '../../util/errors.js'
 import { MiB } from '../../util/sizes.js'
 import type { CheckTotals, Severity } from '../driver.js'
 import { Counts, Use } from './counts.js'
-import { COPIED, hostOffset, L1_RESERVED } from './entries.js'
+import { COPIED, highOf, hostOffset, L1_RESERVED, lowOf } from './entries.js'
 import { eachEntry, entryBytes, hexOf, pieces } from './pieces.js'
 import { EntryWalk, NO_SUBCLUSTERS } from './walk-entries.js'
 
@@ -22,6 +22,8 @@ export interface Shape {
   readonly extendedL2: boolean
   /** Guest data lies in a file of its own. */
   readonly dataFile: boolean
+  /** Data is encrypted by where in the file it lies, and cannot be moved. */
+  readonly placed: boolean
   /** Of the disk, in bytes. */
   readonly size: number
 }
@@ -56,6 +58,14 @@ export interface Roots {
   readonly bitmaps: BitmapClusters
 }
 
+/** Bytes of the file that an entry refers to. */
+export interface Copy {
+  readonly from: number
+  readonly length: number
+  /** What the entry becomes with a copy at this byte, at the beginning of a cluster. */
+  entry(to: number): Uint8Array
+}
+
 /** Something wrong in an entry. */
 export interface Fault {
   readonly severity: Severity
@@ -66,8 +76,8 @@ export interface Fault {
   readonly guest?: number
   /** What the entry is to be from now on, where that mends it. */
   readonly replace?: Uint8Array
-  /** Where it is mended by a cluster of its own: the one that it shares, and the entry's halves. */
-  readonly copy?: { readonly cluster: number; readonly use: Use; readonly weight: number; readonly low: number }
+  /** It shares what is its own: mended by a copy. */
+  readonly copy?: Copy
   /** What is lost with it cannot be told: what looks unused may not be. */
   readonly loses?: boolean
   /** The disk itself cannot be made out, or lies over what says how to read it: mending anything may destroy data. */
@@ -228,7 +238,7 @@ class Walker {
       if (!this.#counts.add(cluster, Use.L2))
         this.#report('overlap', `the L2 table of ${entry} lies in a cluster of other metadata`, at, {
           guest,
-          copy: { cluster, use: Use.L2, weight: 1, low: low & 0x1ff },
+          copy: { from: place, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to)) },
         })
     })
   }
