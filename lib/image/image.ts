@@ -7,7 +7,8 @@
 
 import { Allocation, type Driver, Extent, type FileRef, Kind } from '../formats/driver.js'
 import { findFormat } from '../formats/registry.js'
-import { Metadata, type MetadataCounts, PageMiss } from '../metadata/metadata.js'
+import { PageMiss } from '../metadata/fill.js'
+import { Metadata, type MetadataCounts } from '../metadata/metadata.js'
 import type { SharedShape } from '../metadata/shared.js'
 import { attachStorage } from '../storage/attach.js'
 import type { Storage, StorageHandle } from '../storage/storage.js'
@@ -251,7 +252,7 @@ export class Image {
       done += this.#overwrite(buffer, at + done, length - done, offset + done)
       if (done < length) done += this.#writeNew(buffer, at + done, length - done, offset + done)
     }
-    this.#metadata.written(length)
+    this.#metadata.writeBack.written(length)
   }
 
   /** True where `writeEncoded` encodes: the format can compress. */
