@@ -312,11 +312,15 @@ export class Metadata {
     c[Control.SYNCED_OFTEN] = written <= OFTEN ? 1 : 0
   }
 
-  /** True where something that was written may not be durable yet: also while a commit is under way. */
+  /**
+   * True where something that was written may not be durable yet: also while a commit or a sync is under way, which has
+   * taken note of it already. Hence the order in which these are looked at.
+   */
   get uncommitted(): boolean {
     const { control, unsynced } = this.#views
-    if (control[Control.DIRTY_SECTORS] !== 0 || unsynced.some((u) => u !== 0)) return true
-    return Atomics.load(control, Control.COMMIT_MUTEX) !== 0
+    if (Atomics.load(control, Control.DIRTY_SECTORS) !== 0) return true
+    for (let file = 0; file < unsynced.length; file++) if (Atomics.load(unsynced, file) !== 0) return true
+    return Atomics.load(control, Control.COMMIT_MUTEX) !== 0 || Atomics.load(control, Control.BARRIER_MUTEX) !== 0
   }
 
   /** True where metadata is dirty. */
