@@ -101,13 +101,49 @@ export class Tracker {
     for (const bitmap of this.#bitmaps) {
       const cluster = this.#clusterAt(bitmap, offset)
       if (cluster > L1_SET) this.#bits.touch(this.#byteOf(cluster, Math.floor(offset / bitmap.granularity)), 1)
+      else if (cluster === L1_CLEAR) this.#l1.touch(this.#entryOf(bitmap, offset), L1_ENTRY)
     }
     const fresh = this.#bitmaps.filter((bitmap) => this.#clusterAt(bitmap, offset) === L1_CLEAR)
-    for (const bitmap of this.#bitmaps) if (!fresh.includes(bitmap)) this.#setBits(bitmap, offset, end)
-    for (const bitmap of fresh) if (!this.#newCluster(bitmap, offset)) return 0
-    // Making sectors may push clean pages out of the cache, so it comes last.
-    for (const bitmap of fresh) this.#freshBits(bitmap, offset, end)
+    const clusters = this.#takeFor(fresh, offset)
+    if (!clusters) return 0
+    fresh.forEach((bitmap, i) => {
+      this.#setEntry(bitmap, offset, clusters[i]!)
+    })
+    for (const bitmap of this.#bitmaps) this.#setBits(bitmap, offset, end)
     return end - offset
+  }
+
+  /**
+   * New clusters for bitmaps that lack one there; they read as zeros, and what is going to be changed in them is cached.
+   * @returns undefined where room must be made
+   */
+  #takeFor(bitmaps: readonly TrackedBitmap[], offset: number): number[] | undefined {
+    const { clusterSize } = this.#layout.geometry
+    const taken: number[] = []
+    const giveBack = () => {
+      for (const cluster of taken.reverse()) this.#context.space!.putBack(cluster, clusterSize)
+    }
+    try {
+      for (const { granularity } of bitmaps) {
+        const cluster = this.#take()
+        if (cluster < 0) {
+          giveBack()
+          return undefined
+        }
+        taken.push(cluster)
+        this.#bits.move(cluster, cluster + clusterSize)
+        this.#bits.touch(this.#byteOf(cluster, Math.floor(offset / granularity)), 1)
+      }
+      return taken
+    } catch (miss) {
+      giveBack()
+      throw miss
+    }
+  }
+
+  /** Where the entry is for the cluster of a bitmap that is about a guest offset. */
+  #entryOf({ l1, granularity }: TrackedBitmap, offset: number): number {
+    return l1 + Math.floor(Math.floor(offset / granularity) / this.#bitsPerCluster) * L1_ENTRY
   }
 
   #clusterAt(bitmap: TrackedBitmap, offset: number): number {
@@ -126,21 +162,10 @@ export class Tracker {
     }
   }
 
-  /** Gives a bitmap the cluster that it lacks there. @returns false where there is none. */
-  #newCluster({ l1, granularity }: TrackedBitmap, offset: number): boolean {
-    const cluster = this.#take()
-    if (cluster < 0) return false
-    const at = l1 + Math.floor(Math.floor(offset / granularity) / this.#bitsPerCluster) * L1_ENTRY
+  #setEntry(bitmap: TrackedBitmap, offset: number, cluster: number): void {
+    const at = this.#entryOf(bitmap, offset)
     const entry = cluster / SECTOR
     this.#l1.setU32le(at, entry % 2 ** 32)
     this.#l1.setU32le(at + 4, Math.floor(entry / 2 ** 32))
-    return true
-  }
-
-  /** The new cluster reads as zeros: only the sector that is wanted now is made, the others come from the file. */
-  #freshBits(bitmap: TrackedBitmap, offset: number, end: number): void {
-    const byte = this.#byteOf(this.#clusterAt(bitmap, offset), Math.floor(offset / bitmap.granularity))
-    this.#bits.fresh(byte - (byte % SECTOR), SECTOR, 0)
-    this.#setBits(bitmap, offset, end)
   }
 }

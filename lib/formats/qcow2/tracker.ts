@@ -154,11 +154,41 @@ export class Tracker {
       else this.#table.touch(this.#entryOf(bitmap, bit), ENTRY_BYTES)
     }
     const fresh = tracked.filter((bitmap) => this.#clusterAt(bitmap, offset) === TableEntry.ZEROS)
-    for (const bitmap of tracked) if (!fresh.includes(bitmap)) this.#setBits(bitmap, offset, end)
-    for (const bitmap of fresh) if (!this.#newCluster(bitmap, offset)) return 0
-    // Making sectors may push clean pages out of the cache, so it comes last.
-    for (const bitmap of fresh) this.#freshBits(bitmap, offset, end)
+    const clusters = this.#takeFor(fresh, offset)
+    if (!clusters) return 0
+    fresh.forEach((bitmap, i) => {
+      this.#setEntry(bitmap, offset, clusters[i]!)
+    })
+    for (const bitmap of tracked) this.#setBits(bitmap, offset, end)
     return end - offset
+  }
+
+  /**
+   * New clusters for bitmaps that lack one there; they read as zeros, and what is going to be changed in them is cached.
+   * @returns undefined where room must be made
+   */
+  #takeFor(bitmaps: readonly TrackedBitmap[], offset: number): number[] | undefined {
+    const { clusterSize } = this.#layout
+    const taken: number[] = []
+    const giveBack = () => {
+      for (const cluster of taken.reverse()) this.#context.space!.putBack(cluster, clusterSize)
+    }
+    try {
+      for (const { granularity } of bitmaps) {
+        const cluster = this.#take()
+        if (cluster < 0) {
+          giveBack()
+          return undefined
+        }
+        taken.push(cluster)
+        this.#bits.move(cluster, cluster + clusterSize)
+        this.#bits.touch(this.#byteOf(cluster, Math.floor(offset / granularity)), 1)
+      }
+      return taken
+    } catch (miss) {
+      giveBack()
+      throw miss
+    }
   }
 
   #clusterAt(bitmap: TrackedBitmap, offset: number): number {
@@ -177,20 +207,9 @@ export class Tracker {
     }
   }
 
-  /** Gives a bitmap the cluster that it lacks there. @returns false where there is none */
-  #newCluster(bitmap: TrackedBitmap, offset: number): boolean {
-    const cluster = this.#take()
-    if (cluster < 0) return false
+  #setEntry(bitmap: TrackedBitmap, offset: number, cluster: number): void {
     const at = this.#entryOf(bitmap, Math.floor(offset / bitmap.granularity))
     this.#table.setU32be(at, highOf(cluster))
     this.#table.setU32be(at + 4, lowOf(cluster))
-    return true
-  }
-
-  /** The new cluster reads as zeros: only the sector that is wanted now is made, the others come from the file. */
-  #freshBits(bitmap: TrackedBitmap, offset: number, end: number): void {
-    const byte = this.#byteOf(this.#clusterAt(bitmap, offset), Math.floor(offset / bitmap.granularity))
-    this.#bits.fresh(byte - (byte % SECTOR), SECTOR, 0)
-    this.#setBits(bitmap, offset, end)
   }
 }
