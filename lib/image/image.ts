@@ -298,11 +298,11 @@ export class Image {
       try {
         this.#files[a.file]!.storage.write(encoded, 0, encoded.length, a.offset)
         metadata.wrote(a.file)
+        metadata.exclusive(() => driver.publish!(a))
       } catch (error) {
         metadata.exclusive(() => driver.abandon!(a))
         throw error
       }
-      metadata.exclusive(() => driver.publish!(a))
       return true
     })
   }
@@ -459,11 +459,11 @@ export class Image {
       if (this.#encrypted[0]) this.#placeEncrypted(this.#encrypted[0], buffer, at, offset, end)
       else this.#place(buffer, at, offset, end)
       metadata.wrote(a.file)
+      metadata.exclusive(() => driver.publish!(a))
     } catch (error) {
       metadata.exclusive(() => driver.abandon!(a))
       throw error
     }
-    metadata.exclusive(() => driver.publish!(a))
     return end - offset
   }
 
