@@ -16,7 +16,7 @@ import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.j
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, imageOver, type Secret } from './open.js'
-import { resizeLayer } from './resize.js'
+import { resizeLayer, tryOpening } from './resize.js'
 
 /** Copied at a time. */
 const PIECE = MiB
@@ -102,6 +102,8 @@ function growParent(own: Layer, parent: string, options: ChainOptions): void {
       throw new VdiskError('UNSUPPORTED', `it is smaller than its child, and format ${format.name} cannot grow`, {
         path: parent,
       })
+    // Whether all can be read and written later: a key may be missing.
+    tryOpening(own.path, { ...options, format: own.format.name })
     tell(own, backingOf(below), 'before')
     resizeLayer(below, own.opened.size, () => layers.slice(1))
   } finally {

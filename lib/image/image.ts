@@ -611,6 +611,11 @@ export class Image {
     return !this.readOnly && this.#metadata.uncommitted
   }
 
+  /** Why nothing is written any more until the image is opened again, where a sync of its files failed. */
+  get failure(): VdiskError | undefined {
+    return this.#metadata.failure
+  }
+
   /** What the bytes from `offset` on are: one run, as `qemu-img map` tells it. */
   map(offset: number, length: number): MapEntry {
     this.#check(length, offset)
@@ -697,10 +702,7 @@ export class Image {
     this.#check(length, offset)
     const metadata = this.#metadata
     if (this.readOnly) throw new VdiskError('READ_ONLY', 'opened read-only', { path: this.path })
-    if (metadata.failed)
-      throw new VdiskError('READ_ONLY', 'a sync failed, so nothing is written until the image is opened again', {
-        path: this.path,
-      })
+    if (metadata.failed) throw new VdiskError('READ_ONLY', metadata.failure!.message)
     if (!metadata.begun) this.#begin()
   }
 

@@ -2,7 +2,7 @@
 
 import { VdiskError } from '../util/errors.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
-import { chainOptions, imageOver, type Secret } from './open.js'
+import { chainOptions, imageOver, openImage, type Secret } from './open.js'
 
 export interface ResizeRequest {
   /** Bytes: the new size, or with `relative` how much larger (or, below 0, smaller) it becomes. */
@@ -64,6 +64,11 @@ export function resizeLayer(layer: Layer, size: number, parents: () => readonly 
       image.finish()
     },
   })
+}
+
+/** Opens an image as a disk, to find out before anything is changed whether that can be done. @throws what it throws */
+export function tryOpening(path: string, chain: ChainOptions): void {
+  openImage(path, { ...chain, readOnly: true, lock: false, syncAtClose: false, warn: () => {} }).close()
 }
 
 /** The size that an image has now: a format may round what it was asked for. */

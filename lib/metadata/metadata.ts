@@ -300,16 +300,16 @@ export class Metadata {
   written(bytes: number): void {
     const c = this.#views.control
     const before = Atomics.add(c, Control.WRITTEN, bytes >> SECTOR_SHIFT)
-    if (c[Control.SYNCED_OFTEN] === 0) return
+    if (c[Control.SYNCED_OFTEN] === 0 || before > OFTEN) return
     if (before >> EARLY_SHIFT === (before + (bytes >> SECTOR_SHIFT)) >> EARLY_SHIFT) return
     for (const { storage } of this.#writable) storage.startWriteBack?.()
   }
 
-  /** A commit begins. */
+  /** A commit begins. One before which nobody wrote, such as the one that marks an image as open, tells nothing. */
   countSync(): void {
     const c = this.#views.control
     const written = Atomics.exchange(c, Control.WRITTEN, 0)
-    c[Control.SYNCED_OFTEN] = written <= OFTEN ? 1 : 0
+    if (written > 0) c[Control.SYNCED_OFTEN] = written <= OFTEN ? 1 : 0
   }
 
   /** True where something that was written may not be durable yet: also while a commit is under way. */
@@ -327,6 +327,11 @@ export class Metadata {
   /** True after a failed sync: nothing may be written any more. */
   get failed(): boolean {
     return this.#views.control[Control.FAILED] !== 0
+  }
+
+  /** Why that is so; undefined where no sync failed. */
+  get failure(): VdiskError | undefined {
+    return this.#committer.failure
   }
 
   /** True once the first change was prepared (`Driver.beginWriting`). */

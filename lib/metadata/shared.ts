@@ -19,7 +19,7 @@ export const HITS_STRIDE = 8
 
 /** Words of the control area. */
 export const Control = {
-  /** Not 0: a sync failed, nothing may be written until the image is opened again. */
+  /** Not 0: a sync failed, with this errno, and nothing may be written until the image is opened again. */
   FAILED: 0,
   /** 1 when `beginWriting` was done. */
   BEGUN: 1,

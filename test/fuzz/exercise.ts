@@ -74,7 +74,7 @@ export function exercise(seed: Seed, files: readonly Pages[], random: Random, co
 /** Their texts are made clean where they are handed on: looked at in disk.ts. */
 const warn = (): void => {}
 
-function open(storages: readonly Storage[], readOnly: boolean): Image {
+export function open(storages: readonly Storage[], readOnly: boolean): Image {
   return openStorages(storages, { readOnly, secret, cacheSize: SMALL_CACHE, warn })
 }
 
@@ -157,7 +157,8 @@ function contextOf(storage: Storage, repair: Repair, found: (finding: Finding) =
   return { storage, path: `/${path}`, readOnly: repair === 'none', repair, secret: () => secret, warn, found }
 }
 
-function check(format: Format, storage: Storage, repair: Repair, counts: Counts): Finding[] | undefined {
+/** @returns what it found; undefined where it gave up */
+export function check(format: Format, storage: Storage, repair: Repair, counts: Counts): Finding[] | undefined {
   const findings: Finding[] = []
   const done = attempt(repair === 'none' ? 'check' : `repair ${repair}`, counts, () => {
     format.check?.(

@@ -16,15 +16,15 @@ import { VdiskError } from '../../util/errors.js'
 import type { CheckTotals } from '../driver.js'
 import { BitmapFlag, bitmapProblem, bitmapsConsistent } from './bitmap-directory.js'
 import { checkCopied } from './copied.js'
-import type { Counts } from './counts.js'
+import { type Counts, Use } from './counts.js'
 import { ExtensionType, findExtension } from './extensions.js'
 import { refuseUnknown } from './features.js'
 import { FIELD, Incompatible, readHeader } from './header.js'
 import { type CheckOptions, Mending } from './mending.js'
 import { Recount } from './recount.js'
 import { encodeSnapshots, lacksExtra, withExtra } from './snapshot-table.js'
-import { placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
-import { type Fault, l2Span, type Roots, walk } from './walk.js'
+import { freeEnd, placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
+import { examine, type Fault, l2Span, type Walked, walk } from './walk.js'
 
 /** @throws FORMAT, UNSUPPORTED, CORRUPT where the header cannot be read; IO */
 export function checkImage(storage: Storage, options: CheckOptions): CheckTotals {
@@ -50,6 +50,9 @@ export function repairRefcounts(storage: Storage): void {
 /** More are not kept in mind: flags are then judged by the references. */
 const MAX_WRONG = 2 ** 18
 
+/** Each lays bare at most the tables below those that were copied in the one before. */
+const MOST_ROUNDS = 8
+
 class Check {
   readonly #storage: Storage
   readonly #m: Mending
@@ -65,6 +68,8 @@ class Check {
 
   run(): CheckTotals {
     const entry = (fault: Fault) => this.#m.entry(fault)
+    this.#lookAhead()
+    if (this.#m.all) this.#separate()
     let structure = readStructure(this.#storage, entry)
     this.#checkHeader(structure)
     this.#checkBitmaps(structure)
@@ -77,10 +82,40 @@ class Check {
       walked = walk(this.#storage, structure.shape, roots)
     }
     this.#checkRefcounts(walked.counts)
-    this.#checkFlags(structure, roots, walked.counts)
+    this.#checkFlags(structure, walked)
     this.#m.finish()
     const { clusterSize, size } = structure.shape
     return { imageEnd: this.#used * clusterSize, clusters: Math.ceil(size / clusterSize), ...walked.seen }
+  }
+
+  /** Before anything is written: whether it may be, and where there is room. */
+  #lookAhead(): void {
+    const structure = readStructure(this.#storage, () => {})
+    const holds: Fault[] = []
+    const fault = (found: Fault) => {
+      if (found.holds) holds.push(found)
+    }
+    const roots = rootsOf(this.#storage, structure, fault)
+    examine(this.#storage, structure.shape, roots, fault)
+    if (holds.length > 0) this.#m.hold()
+    this.#m.freeEnd = freeEnd(this.#storage, roots)
+  }
+
+  /**
+   * What lies in one cluster with something else gets one of its own, before anything is mended where it lies: else that
+   * could write into another's data.
+   */
+  #separate(): void {
+    for (let round = 0; round < MOST_ROUNDS && this.#m.all; round++) {
+      this.#m.changed = false
+      const structure = readStructure(this.#storage, () => {})
+      walk(this.#storage, structure.shape, rootsOf(this.#storage, structure), (fault) => {
+        if (fault.what === 'overlap') this.#m.entry(fault)
+      })
+      if (!this.#m.changed) return
+    }
+    // It does not come to an end.
+    this.#m.hold()
   }
 
   #checkHeader({ header, shape }: Structure): void {
@@ -162,13 +197,17 @@ class Check {
       if (references === refcount) return refcount
       const wanted = runs.differs(cluster, refcount, references)
       const next = recount.broken ? refcount : wanted
-      if (!all && next !== references && this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
+      if (next === references) return next
+      // In use by what is lost, perhaps: it stays so in refcounts that are made anew, too.
+      if (this.#m.lost && refcount > references) counts.add(cluster, Use.DATA, refcount - references)
+      else if (this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
       return next
     })
     runs.end()
     if (all && (recount.broken || !complete)) {
       this.#m.mark()
-      recount.rebuild(counts, counts.clusters, true)
+      recount.rebuild(counts, counts.clusters, this.#m.freeEnd)
+      this.#wrong.clear()
       this.#used = Math.ceil(this.#storage.size() / place.clusterSize)
     }
     this.#storage.sync()
@@ -180,14 +219,14 @@ class Check {
    * nobody does (before a cluster is shared it is cleared, so that crashes leave it so) makes the next writer copy the
    * cluster, and is mended with leaks; but in a data file, where a cluster has to stay in its place.
    */
-  #checkFlags({ shape }: Structure, roots: Roots, counts: Counts): void {
+  #checkFlags({ shape }: Structure, { counts, tables }: Walked): void {
     const { all, leaks, left, lost } = this.#m
     const refcounts = {
       clusters: counts.clusters,
       of: (cluster: number) => this.#wrong.get(cluster) ?? counts.of(cluster),
     }
     const careful = leaks && left === 0 && !lost
-    checkCopied(this.#storage, shape, roots, refcounts, ({ offset, guest, host, kind, refcount, set }) => {
+    checkCopied(this.#storage, shape, tables, refcounts, ({ offset, guest, host, kind, refcount, set }) => {
       const harmless = !set && !shape.dataFile
       const repaired = all || (harmless && careful)
       if (repaired) this.#m.mark()
