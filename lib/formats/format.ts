@@ -52,10 +52,12 @@ export interface ResizeHelp {
   /** Bytes of the parent's disk; 0: there is no parent. @throws what opening it throws */
   below(): number
   /**
-   * Has zeros written to a range of the disk as guest data, when it has its new size: where the format cannot do it. Called
-   * before anything is changed. @throws what opening it as a disk throws
+   * Writes zeros to a range as guest data and makes that durable, where the format cannot do it by itself. Called before
+   * anything else is changed: the disk still ends in front of the range, and a crash leaves it so.
+   * @param layout as `open` gave it, but with a size that has the range in it
+   * @throws what writing to the disk throws
    */
-  zeroLater(range: ByteRange): void
+  zeroBehind(layout: unknown, range: ByteRange): void
 }
 
 /** A format, as the registry knows it. `Layout` is its own. */

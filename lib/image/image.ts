@@ -208,15 +208,19 @@ export class Image {
    */
   close(): void {
     if (this.#closed) return
-    this.#closed = true
     try {
-      if (!this.readOnly && this.#metadata.begun) {
-        this.#metadata.commit()
-        this.#top.finish?.()
-      }
+      this.finish()
     } finally {
       for (const { storage } of this.#files) storage.close()
     }
+  }
+
+  /** As `close`, and the files stay open: for one over files that are somebody else's. */
+  finish(): void {
+    this.#closed = true
+    if (this.readOnly || !this.#metadata.begun) return
+    this.#metadata.commit()
+    this.#top.finish?.()
   }
 
   /** Closes every file and commits nothing: for an image that is thrown away. */

@@ -71,11 +71,11 @@ export class NewData {
       try {
         this.#files[a.file]!.storage.write(encoded, 0, encoded.length, a.offset)
         metadata.wrote(a.file)
+        metadata.exclusive(() => driver.publish!(a))
       } catch (error) {
         metadata.exclusive(() => driver.abandon!(a))
         throw error
       }
-      metadata.exclusive(() => driver.publish!(a))
       return true
     })
   }
@@ -97,11 +97,11 @@ export class NewData {
       if (this.#encrypted) this.#placeEncrypted(this.#encrypted, buffer, at, offset, end)
       else this.#place(buffer, at, offset, end)
       metadata.wrote(a.file)
+      metadata.exclusive(() => driver.publish!(a))
     } catch (error) {
       metadata.exclusive(() => driver.abandon!(a))
       throw error
     }
-    metadata.exclusive(() => driver.publish!(a))
     return end - offset
   }
 

@@ -18,6 +18,8 @@ export class PageMiss {
   /** The structure's bounds: only its sectors become valid. */
   start = 0
   end = 0
+  /** It is to be changed: the host has to set room aside for it as well. */
+  secure = false
 }
 
 export class Filler {
@@ -36,11 +38,26 @@ export class Filler {
   }
 
   /**
-   * Reads the page that the last miss was about. No lock held. Other threads that want the same page wait for the one
-   * that came first.
-   * @throws IO where the file cannot be read.
+   * Reads the page that the last miss was about, and secures host room for it where it is to be changed: it may lie in a
+   * hole, and a full host is to fail the change that wants it, not a later commit. No lock held. Other threads that want
+   * the same page wait for the one that came first.
+   * @throws IO where the file cannot be read, NO_SPACE
    */
   load(): void {
+    this.#fill()
+    if (this.miss.secure) this.#secure()
+  }
+
+  #secure(): void {
+    const { file, page } = this.miss
+    file!.storage.reserve(page * PAGE, PAGE)
+    this.#lock.acquireExclusive()
+    const slot = this.#cache.find(file!.index, page)
+    if (slot !== NONE) this.#cache.secured[slot] = 1
+    this.#lock.releaseExclusive()
+  }
+
+  #fill(): void {
     const { file, page, start, end } = this.miss
     const slot = this.#beginFill(file!, page, start, end)
     if (slot === NONE) return

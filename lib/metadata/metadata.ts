@@ -136,6 +136,11 @@ export class Metadata {
     this.#changes++
   }
 
+  /** True while the change under way has changed nothing yet: it may still miss. */
+  get unchanged(): boolean {
+    return this.#changes === 0
+  }
+
   /** Reads the page that the last miss was about. No lock held. @throws IO where the file cannot be read */
   load(): void {
     this.#filler.load()
@@ -215,11 +220,15 @@ export class Metadata {
     if (Atomics.load(this.#views.unsynced, file) === 0) Atomics.store(this.#views.unsynced, file, 1)
   }
 
-  /** True where something that was written may not be durable yet: also while a commit is under way. */
+  /**
+   * True where something that was written may not be durable yet: also while a commit or a sync is under way, which has
+   * taken note of it already. Hence the order in which these are looked at.
+   */
   get uncommitted(): boolean {
     const { control, unsynced } = this.#views
-    if (control[Control.DIRTY_SECTORS] !== 0 || unsynced.some((u) => u !== 0)) return true
-    return Atomics.load(control, Control.COMMIT_MUTEX) !== 0
+    if (Atomics.load(control, Control.DIRTY_SECTORS) !== 0) return true
+    for (let file = 0; file < unsynced.length; file++) if (Atomics.load(unsynced, file) !== 0) return true
+    return Atomics.load(control, Control.COMMIT_MUTEX) !== 0 || Atomics.load(control, Control.BARRIER_MUTEX) !== 0
   }
 
   /** True where metadata is dirty. */
