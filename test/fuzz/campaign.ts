@@ -15,7 +15,7 @@ const AS_FILES = 16
 const TOP_CHANGED = 0.8
 const MOST_SECONDS = 2
 /** How often an image is checked where it is repaired. */
-const CHECKS = 8
+export const CHECKS = 8
 /** Chance of one more mutation where an image is to have many faults. */
 const MANY = 0.8
 const MOST_MEMORY_KIB = 256 * 1024

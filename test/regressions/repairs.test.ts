@@ -114,6 +114,7 @@ t.test('qcow2: flags go with refcounts that stay, as a snapshot cannot be read',
   const findings = repair(t, 'qcow2', bytes)
   t.ok(findings.some(({ what, repaired }) => what === 'l1-range' && !repaired))
   t.ok(findings.some(({ what, repaired }) => what === 'leak' && !repaired))
+  t.notOk(check('qcow2', bytes, 'none').some(({ what }) => what === 'copied'))
   t.ok(read(bytes).equals(before))
 })
 
@@ -183,9 +184,16 @@ t.test('qcow2: data of LUKS is encrypted by its place, and is not moved', async 
 
 t.test('qcow2: a LUKS header that goes on behind the end of the file', async (t) => {
   const bytes = luks()
-  bytes.truncate(1300)
-  const findings = repair(t, 'qcow2', bytes)
-  t.ok(findings.some(({ what, repairable }) => what === 'crypt-range' || !repairable))
+  const header = wordAt(bytes, cryptExtensionAt(bytes) + 8)
+  const length = wordAt(bytes, cryptExtensionAt(bytes) + 16)
+  bytes.truncate(header + 1300)
+  // So that new ones are made: not where there is room for more keys.
+  damage(bytes, 'qcow2', { 'refcount table[0]': 2 ** 50 })
+  const findings = check('qcow2', bytes, 'all')
+  // Its room is in the file now, and is counted.
+  repair(t, 'qcow2', bytes)
+  t.ok(findings.some(({ what }) => what === 'crypt-range'))
+  t.ok(wordAt(bytes, 48) >= header + length, `the refcount table is at byte ${wordAt(bytes, 48)}`)
 })
 
 t.test('qcow2: a LUKS header that is said to have more bytes than one can', async (t) => {
