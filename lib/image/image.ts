@@ -7,7 +7,8 @@
 
 import { Allocation, type Driver, Extent, type FileRef, Kind } from '../formats/driver.js'
 import { findFormat } from '../formats/registry.js'
-import { Metadata, type MetadataCounts, PageMiss } from '../metadata/metadata.js'
+import { PageMiss } from '../metadata/fill.js'
+import { Metadata, type MetadataCounts } from '../metadata/metadata.js'
 import type { SharedShape } from '../metadata/shared.js'
 import { attachStorage } from '../storage/attach.js'
 import type { Storage, StorageHandle } from '../storage/storage.js'
@@ -251,7 +252,7 @@ export class Image {
       done += this.#overwrite(buffer, at + done, length - done, offset + done)
       if (done < length) done += this.#writeNew(buffer, at + done, length - done, offset + done)
     }
-    this.#metadata.written(length)
+    this.#metadata.writeBack.written(length)
   }
 
   /** True where `writeEncoded` encodes: the format can compress. */
@@ -297,11 +298,11 @@ export class Image {
       try {
         this.#files[a.file]!.storage.write(encoded, 0, encoded.length, a.offset)
         metadata.wrote(a.file)
+        metadata.exclusive(() => driver.publish!(a))
       } catch (error) {
         metadata.exclusive(() => driver.abandon!(a))
         throw error
       }
-      metadata.exclusive(() => driver.publish!(a))
       return true
     })
   }
@@ -458,11 +459,11 @@ export class Image {
       if (this.#encrypted[0]) this.#placeEncrypted(this.#encrypted[0], buffer, at, offset, end)
       else this.#place(buffer, at, offset, end)
       metadata.wrote(a.file)
+      metadata.exclusive(() => driver.publish!(a))
     } catch (error) {
       metadata.exclusive(() => driver.abandon!(a))
       throw error
     }
-    metadata.exclusive(() => driver.publish!(a))
     return end - offset
   }
 
@@ -611,6 +612,11 @@ export class Image {
     return !this.readOnly && this.#metadata.uncommitted
   }
 
+  /** Why nothing is written any more until the image is opened again, where a sync of its files failed. */
+  get failure(): VdiskError | undefined {
+    return this.#metadata.failure
+  }
+
   /** What the bytes from `offset` on are: one run, as `qemu-img map` tells it. */
   map(offset: number, length: number): MapEntry {
     this.#check(length, offset)
@@ -664,15 +670,19 @@ export class Image {
    */
   close(): void {
     if (this.#closed) return
-    this.#closed = true
     try {
-      if (!this.readOnly && this.#metadata.begun) {
-        this.#metadata.commit()
-        this.#top.finish?.()
-      }
+      this.finish()
     } finally {
       for (const { storage } of this.#files) storage.close()
     }
+  }
+
+  /** As `close`, and the files stay open: for one over files that are somebody else's. */
+  finish(): void {
+    this.#closed = true
+    if (this.readOnly || !this.#metadata.begun) return
+    this.#metadata.commit()
+    this.#top.finish?.()
   }
 
   /** Closes every file and commits nothing: for an image that is thrown away. */
@@ -693,10 +703,7 @@ export class Image {
     this.#check(length, offset)
     const metadata = this.#metadata
     if (this.readOnly) throw new VdiskError('READ_ONLY', 'opened read-only', { path: this.path })
-    if (metadata.failed)
-      throw new VdiskError('READ_ONLY', 'a sync failed, so nothing is written until the image is opened again', {
-        path: this.path,
-      })
+    if (metadata.failed) throw new VdiskError('READ_ONLY', metadata.failure!.message)
     if (!metadata.begun) this.#begin()
   }
 

@@ -3,6 +3,8 @@
  * overlap; whoever asks while one runs shares the next.
  */
 
+import { constants } from 'node:os'
+import { getSystemErrorName } from 'node:util'
 import type { FileRef } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
@@ -111,7 +113,7 @@ export class Committer {
 
   #run(number: number): void {
     const metadata = this.#metadata
-    metadata.countSync()
+    metadata.writeBack.countSync()
     const staged = this.#snapshot()
     if (trace.enabled) trace('commit %d: %d sectors of metadata', number, staged.length)
     let written = false
@@ -196,22 +198,32 @@ export class Committer {
 
   #syncAll(): void {
     const { unsynced, control } = this.#views
-    if (control[Control.FAILED] !== 0) throw this.#failed()
+    const { failure } = this
+    if (failure) throw failure
     for (const file of this.#writable) {
       if (Atomics.exchange(unsynced, file, 0) === 0) continue
       try {
         this.#files[file]!.storage.sync()
       } catch (error) {
         Atomics.store(unsynced, file, 1)
-        Atomics.store(control, Control.FAILED, 1)
+        Atomics.store(control, Control.FAILED, errnoNumber(error))
         throw error
       }
     }
   }
 
-  #failed(): VdiskError {
-    return new VdiskError('IO', 'a sync failed before; nothing is written until the image is opened again', {
+  /** Why nothing may be written until the image is opened again: a sync failed, of this thread or another. */
+  get failure(): VdiskError | undefined {
+    const errno = Atomics.load(this.#views.control, Control.FAILED)
+    if (errno === 0) return undefined
+    const name = getSystemErrorName(-errno)
+    return new VdiskError('IO', `a sync failed (${name}), so nothing is written until the image is opened again`, {
       path: this.#files[this.#writable[0] ?? 0]?.storage.path,
     })
   }
+}
+
+function errnoNumber(error: unknown): number {
+  const name = error instanceof VdiskError ? error.errno : undefined
+  return (name && (constants.errno as Record<string, number>)[name]) || constants.errno.EIO
 }

@@ -149,6 +149,7 @@ export class LiveMount {
 
   #tend(): void {
     this.#commit()
+    this.#noteFailure()
     if (this.#attachment?.isGone) void this.#end('the end of its loop device')
   }
 
@@ -160,6 +161,19 @@ export class LiveMount {
       // The first of several says why; the later ones, that it did.
       if (this.#failure === undefined) this.#listener.problem(oneLine(error))
       this.#failure ??= error
+    }
+  }
+
+  /** A sync of the image failed, whoever asked for it: the log and the list say why writers get errors from now on. */
+  #noteFailure(): void {
+    const { failure } = this.#image
+    if (failure === undefined || this.#entry.writeError !== undefined) return
+    this.#entry = { ...this.#entry, writeError: failure.message }
+    this.#listener.problem(`${failure.message}; reads go on`)
+    try {
+      update(this.#entry)
+    } catch (error) {
+      this.#listener.problem(oneLine(error))
     }
   }
 

@@ -65,6 +65,8 @@ export interface RegistryEntry extends ProcessIdentity {
   readonly statistics?: boolean
   /** Where the server writes what it has to say; none of a server in the foreground. */
   readonly log: string | undefined
+  /** One line: why nothing is written any more, though it is mounted for writing. A sync of the image failed. */
+  readonly writeError?: string | undefined
   /** `mounted` from the moment on at which the files can be used. */
   readonly phase: 'starting' | 'mounted' | 'ended'
   /** One line: why the image could not be committed or closed. Of an ended server. */

@@ -5,6 +5,7 @@ import { closeSync, openSync, readFileSync, rmSync } from 'node:fs'
 import type { Readable } from 'node:stream'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
+import { entryPoint } from '../util/entry.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
 import { newLogPath, type RegistryEntry } from './registry.js'
@@ -13,7 +14,7 @@ import type { ServerConfig } from './server.js'
 
 const trace = makeTrace('mount')
 
-const SERVER = fileURLToPath(new URL('./server-main.js', import.meta.url))
+const SERVER = fileURLToPath(entryPoint('mount/server-main.js'))
 
 export type MountRequest = Omit<ServerConfig, 'log'>
 

@@ -4,14 +4,12 @@
 //     [--rounds N] [--transport NAME] [--dir DIR] [--json]
 // Needs fio, qemu-img, /dev/fuse.
 
-import { spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { median, mount, must, temporaryFolder, umount } from './lib.mjs'
 
-const BIN = fileURLToPath(new URL('../../bin/vdiskfs.js', import.meta.url))
 const QEMU = { vhd: ['vpc', '-o', 'force_size=on'], vhdx: ['vhdx'], qcow2: ['qcow2'], parallels: ['parallels'] }
 const PARALLEL = ['--ioengine=libaio', '--iodepth=16']
 const JOBS = {
@@ -35,38 +33,22 @@ const { values } = parseArgs({
     json: { type: 'boolean', default: false },
   },
 })
-const folder = mkdtempSync(join(values.dir, 'vdiskfs-bench-'))
+const folder = temporaryFolder(values.dir)
 const mountpoint = join(folder, 'mnt')
 const jobs = Object.entries(JOBS).filter(([name]) => new RegExp(values.jobs).test(name))
-let mounted = false
-process.on('exit', () => {
-  if (mounted) spawnSync(process.execPath, [BIN, 'umount', mountpoint])
-  rmSync(folder, { recursive: true, force: true })
-})
-for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1))
-
-function must(command, ...args) {
-  const { status, stdout, stderr, error } = spawnSync(command, args, { encoding: 'utf8', maxBuffer: 2 ** 26 })
-  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${error ?? stderr.trim()}`)
-  return stdout
-}
 
 /** Operations a second, in one mount. */
 function measure(format, job) {
   const image = join(folder, `disk.${format}`)
-  must(process.execPath, BIN, 'mount', '--transport', values.transport, '--format', format, image, mountpoint)
-  mounted = true
+  mount(image, mountpoint, '--transport', values.transport, '--format', format)
   must('sync')
   const where = [`--filename=${mountpoint}/disk.raw`, `--size=${values.size}M`, '--direct=1']
   const how = ['--time_based', `--runtime=${values.seconds}`, '--output-format=json', ...job]
   const out = must('fio', '--name=job', ...where, ...how)
-  must(process.execPath, BIN, 'umount', mountpoint)
-  mounted = false
+  umount(mountpoint)
   const { read, write } = JSON.parse(out.slice(out.indexOf('{'))).jobs[0]
   return read.iops + write.iops
 }
-
-const median = (list) => [...list].sort((a, b) => a - b)[list.length >> 1]
 
 function compare(format, name, job) {
   const pairs = Array.from({ length: Number(values.rounds) }, (_, round) => {
@@ -80,7 +62,6 @@ function compare(format, name, job) {
   return { format, job: name, ...medians, ratio: median(ratios), ...extremes }
 }
 
-mkdirSync(mountpoint)
 const size = ['--name=fill', `--filename=${folder}/disk.raw`, `--size=${values.size}M`]
 must('fio', ...size, '--rw=write', '--bs=1M', '--refill_buffers', '--output=/dev/null')
 const results = []

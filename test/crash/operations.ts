@@ -42,7 +42,7 @@ function opened(format: Format, storage: Storage): { layout: unknown; files: Sto
 function resize(factor: number): Operation['run'] {
   return (format, [storage], size) => {
     const { layout, files } = opened(format, storage!)
-    format.resize!(layout, files, Math.ceil((size * factor) / UNIT) * UNIT, { below: () => 0, zeroLater: () => {} })
+    format.resize!(layout, files, Math.ceil((size * factor) / UNIT) * UNIT, { below: () => 0, zeroBehind: () => {} })
   }
 }
 

@@ -236,7 +236,7 @@ function resize(format: Format, storages: readonly Storage[], random: Random, co
     const opened = format.open({ storage: storage!, path, readOnly: false, secret: () => secret, warn })
     const factor = [0.5, 1.5, 3, 1000][Math.floor(random() * 4)]!
     const size = Math.max(512, Math.floor((opened.size * factor) / 4096) * 4096)
-    const help = { below: () => 0, zeroLater: () => {} }
+    const help = { below: () => 0, zeroBehind: () => {} }
     format.resize!(opened.layout, [opened.storage ?? storage!], size, help)
   })
   attempt('open after resize', counts, () => open(storages, true).close())

@@ -19,6 +19,7 @@ export interface Listed {
   readonly pid: number
   readonly state: string
   readonly error?: string
+  readonly 'write-error'?: string
   readonly log?: string
   readonly loop?: string
   readonly options: Readonly<Record<string, unknown>>

@@ -51,14 +51,15 @@ function statisticsFacts(statistics: MountStatistics | undefined) {
 const HEADER = ['MOUNTPOINT', 'IMAGE', 'FORMAT', 'SIZE', 'MODE', 'PID', 'LOOP', 'STATE']
 
 function row(entry: RegistryEntry, state: MountState): string[] {
-  const { mountpoint, image, format, size, options, pid, loop, error } = entry
-  const shown = state === 'failed' ? `failed: ${error}` : state
-  const mode = options.readOnly ? 'ro' : 'rw'
+  const { mountpoint, image, format, size, options, pid, loop, error, writeError } = entry
+  const why = state === 'failed' ? error : state === 'mounted' ? writeError : undefined
+  const shown = why === undefined ? state : `${state}: ${why}`
+  const mode = options.readOnly || writeError !== undefined ? 'ro' : 'rw'
   return [mountpoint, image, format, formatSize(size), mode, String(pid), loop ?? '-', shown]
 }
 
 function facts(entry: RegistryEntry, state: MountState) {
-  const { mountpoint, image, format, size, pid, loop, partitions, log, error, options } = entry
+  const { mountpoint, image, format, size, pid, loop, partitions, log, error, writeError, options } = entry
   return {
     mountpoint,
     image,
@@ -69,6 +70,7 @@ function facts(entry: RegistryEntry, state: MountState) {
     ...(loop === undefined ? {} : { loop }),
     ...(partitions === undefined ? {} : { partitions }),
     ...(error === undefined ? {} : { error }),
+    ...(writeError === undefined ? {} : { 'write-error': writeError }),
     ...(log === undefined ? {} : { log }),
     options: {
       'read-only': options.readOnly,

@@ -219,18 +219,27 @@ class Check {
     for (const { offset, length } of runs.freed) this.#storage.punch(offset, length)
   }
 
+  /**
+   * A flag that is set where others may use the cluster leads to their data being overwritten. One that is missing where
+   * nobody does (before a cluster is shared it is cleared, so that crashes leave it so) makes the next writer copy the
+   * cluster, and is mended with leaks; but in a data file, where a cluster has to stay in its place.
+   */
   #checkFlags({ shape }: Structure, { counts, tables }: Walked): void {
-    const { all } = this.#m
+    const { all, leaks, left, lost } = this.#m
     const refcounts = {
       clusters: counts.clusters,
       of: (cluster: number) => this.#wrong.get(cluster) ?? counts.of(cluster),
     }
+    const careful = leaks && left === 0 && !lost
     checkCopied(this.#storage, shape, tables, refcounts, ({ offset, guest, host, kind, refcount, set }) => {
-      if (all) this.#m.mark()
+      const harmless = !set && !shape.dataFile
+      const repaired = all || (harmless && careful)
+      if (repaired) this.#m.mark()
       const expected = kind === 'compressed cluster' ? 'never has it' : `has refcount ${refcount}`
-      const message = `COPIED is ${set ? 'set' : 'not set'} for the ${kind} of the disk's byte ${guest}, at byte ${host}, which ${expected}`
-      this.#m.report('corruption', 'copied', message, all, { offset, guest })
-      return all
+      const hint = harmless ? ': it is copied before it is written' : ''
+      const message = `COPIED is ${set ? 'set' : 'not set'} for the ${kind} of the disk's byte ${guest}, at byte ${host}, which ${expected}${hint}`
+      this.#m.report(harmless ? 'warning' : 'corruption', 'copied', message, repaired, { offset, guest })
+      return repaired
     })
   }
 }

@@ -20,17 +20,21 @@ export class Handles {
   readonly #free: number[] = []
   /** Handles that were opened for writing and not used since. */
   readonly #fresh = new Set<number>()
+  /** Handles that cannot write. */
+  readonly #readers = new Set<number>()
 
   open(inode: number, writing: boolean): number {
     const handle = this.#free.pop() ?? this.#inodes.length
     this.#inodes[handle] = inode
     if (writing) this.#fresh.add(handle)
+    else this.#readers.add(handle)
     return handle
   }
 
   close(handle: number): void {
     if (!this.#inodes[handle]) return
     this.#fresh.delete(handle)
+    this.#readers.delete(handle)
     this.#inodes[handle] = 0
     this.#free.push(handle)
   }
@@ -39,6 +43,11 @@ export class Handles {
   use(handle: number): number {
     if (this.#fresh.size > 0) this.#fresh.delete(handle)
     return this.#inodes[handle] ?? 0
+  }
+
+  /** True of a handle that was opened for reading only. */
+  reads(handle: number): boolean {
+    return this.#readers.has(handle)
   }
 
   /** True where a truncation of `inode` to 0, by name, belongs to an open. */
