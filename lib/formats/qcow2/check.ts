@@ -70,7 +70,8 @@ class Check {
     const entry = (fault: Fault) => this.#m.entry(fault)
     this.#lookAhead()
     if (this.#m.all) this.#separate()
-    let structure = readStructure(this.#storage, entry)
+    const found = readStructure(this.#storage, entry)
+    let structure = found
     this.#checkHeader(structure)
     this.#checkBitmaps(structure)
     if (this.#checkSnapshots(structure)) structure = readStructure(this.#storage)
@@ -83,7 +84,7 @@ class Check {
     }
     this.#checkRefcounts(walked.counts)
     this.#checkFlags(structure, walked)
-    this.#m.finish()
+    this.#checkMarks(found, this.#m.finish())
     const { clusterSize, size } = structure.shape
     return { imageEnd: this.#used * clusterSize, clusters: Math.ceil(size / clusterSize), ...walked.seen }
   }
@@ -119,12 +120,7 @@ class Check {
   }
 
   #checkHeader({ header, shape }: Structure): void {
-    const { incompatible, size, l1Size } = header
-    const offset = FIELD.incompatible
-    if (incompatible.includes(Incompatible.CORRUPT))
-      this.#m.report('warning', 'corrupt-bit', 'it is marked corrupt', this.#m.leaks, { offset })
-    if (incompatible.includes(Incompatible.DIRTY))
-      this.#m.report('warning', 'dirty-bit', 'it was left in use: its refcounts may be old', this.#m.leaks, { offset })
+    const { size, l1Size } = header
     const needed = Math.ceil(size / l2Span(shape))
     if (l1Size < needed)
       this.#m.entry({
@@ -133,6 +129,15 @@ class Check {
         message: `the active L1 table has ${l1Size} entries: a disk of ${size} bytes needs ${needed}`,
         offset: FIELD.l1Size,
       })
+  }
+
+  /** @param cleared they were cleared, as nothing is wrong any more */
+  #checkMarks({ header: { incompatible } }: Structure, cleared: boolean): void {
+    const more = { offset: FIELD.incompatible }
+    if (incompatible.includes(Incompatible.CORRUPT))
+      this.#m.report('warning', 'corrupt-bit', 'it is marked corrupt', cleared, more)
+    if (incompatible.includes(Incompatible.DIRTY))
+      this.#m.report('warning', 'dirty-bit', 'it was left in use: its refcounts may be old', cleared, more)
   }
 
   #checkBitmaps({ header, shape, directory }: Structure): void {

@@ -77,14 +77,18 @@ export class Mending {
     this.storage.sync()
   }
 
-  /** After the last change. An image with no fault that is left is neither dirty nor corrupt. */
-  finish(): void {
+  /**
+   * After the last change. An image with no fault that is left is neither dirty nor corrupt.
+   * @returns true where it is marked as neither now
+   */
+  finish(): boolean {
     if (this.leaks) this.storage.sync()
     const marks: readonly number[] = [Incompatible.DIRTY, Incompatible.CORRUPT]
     const clean = this.leaks && this.left === 0
     const wasMarked = this.#features?.some((bit) => marks.includes(bit))
     if (this.#features && (this.#marked || (clean && wasMarked)))
       this.#write(clean ? this.#features.filter((bit) => !marks.includes(bit)) : this.#features)
+    return clean
   }
 
   /** Writes bytes that mend something. */
@@ -124,7 +128,7 @@ export class Mending {
   #copy({ from, length, entry }: Copy, at: number): void {
     this.#copied += length
     const bytes = new Uint8Array(length)
-    this.storage.read(bytes, 0, length, from)
+    if (from !== undefined) this.storage.read(bytes, 0, length, from)
     this.write(entry(this.append(bytes)), at)
   }
 }

@@ -53,10 +53,12 @@ export class EntryWalk {
     this.#fault({ severity: 'corruption', what, message, offset: at, guest, ...more })
   }
 
-  /** What an entry becomes whose data are nowhere: what they were reads as zeros. */
-  #dropped({ zero, data }: Subclusters): Uint8Array {
-    if (this.#shape.extendedL2) return Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)])
-    return entryBytes(0, this.#shape.version < 3 ? 0 : ZERO)
+  /** How an entry is mended whose data are nowhere: what they were reads as zeros, and not as an old parent. */
+  #dropped({ zero, data }: Subclusters): Pick<Fault, 'replace' | 'copy'> {
+    const { extendedL2, version, shows, clusterSize } = this.#shape
+    if (extendedL2) return { replace: Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)]) }
+    if (!shows) return { replace: entryBytes(0, version < 3 ? 0 : ZERO) }
+    return { copy: { from: undefined, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to)) } }
   }
 
   #compressed(at: number, guest: number, high: number, low: number, { zero, data }: Subclusters): void {
@@ -67,9 +69,7 @@ export class EntryWalk {
     const shown = `(${length} compressed bytes at ${offset})`
     if (dataFile || last >= this.#counts.clusters || offset < clusterSize) {
       const why = dataFile ? 'is compressed, which images with a data file cannot have' : 'is not in the file'
-      this.#report('l2-entry', `${shown} ${why}`, at, guest, {
-        replace: this.#dropped({ zero: 0, data: ALL_SUBCLUSTERS }),
-      })
+      this.#report('l2-entry', `${shown} ${why}`, at, guest, this.#dropped({ zero: 0, data: ALL_SUBCLUSTERS }))
       return
     }
     if (zero !== 0 || data !== 0)
@@ -113,9 +113,7 @@ export class EntryWalk {
     if (this.#shape.dataFile) this.#external(at, guest, high, low)
     else if (offset !== 0) this.#host(at, guest, high, low, subclusters)
     else if (data !== 0)
-      this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, {
-        replace: this.#dropped(subclusters),
-      })
+      this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, this.#dropped(subclusters))
   }
 
   /** In a data file, data is where it is on the disk. */
@@ -138,9 +136,7 @@ export class EntryWalk {
       const zeros = !extendedL2 && version >= 3 && (low & ZERO) !== 0
       const kind = zeros ? 'preallocated cluster' : 'data'
       const why = aligned ? `beyond the end of the file` : `which is not at a cluster`
-      this.#report('l2-entry', `has its ${kind} at byte ${offset}, ${why}`, at, guest, {
-        replace: this.#dropped(subclusters),
-      })
+      this.#report('l2-entry', `has its ${kind} at byte ${offset}, ${why}`, at, guest, this.#dropped(subclusters))
       return
     }
     this.#count(offset)

@@ -22,6 +22,8 @@ export interface Shape {
   readonly extendedL2: boolean
   /** Guest data lies in a file of its own. */
   readonly dataFile: boolean
+  /** Where it is not allocated it reads as a parent, and there is no entry for zeros. */
+  readonly shows: boolean
   /** Data is encrypted by where in the file it lies, and cannot be moved. */
   readonly placed: boolean
   /** Of the disk, in bytes. */
@@ -60,7 +62,8 @@ export interface Roots {
 
 /** Bytes of the file that an entry refers to. */
 export interface Copy {
-  readonly from: number
+  /** Byte offset; undefined: they are nowhere, and zeros. */
+  readonly from: number | undefined
   readonly length: number
   /** What the entry becomes with a copy at this byte, at the beginning of a cluster. */
   entry(to: number): Uint8Array
@@ -219,7 +222,14 @@ class Walker {
       const guest = index * l2Span(this.#shape)
       const place = hostOffset(high, low)
       const entry = `entry ${index} of ${name} (${hexOf(high, low)})`
-      if (place === 0 && (high & ~COPIED) === 0 && low === 0) return
+      if (place === 0 && (high & ~COPIED) === 0 && low === 0) {
+        // It reads as nothing here; QEMU takes the header for its table.
+        this.#report('l1-entry', `${entry} has COPIED set, and refers to nothing`, at, {
+          guest,
+          replace: entryBytes(0, 0),
+        })
+        return
+      }
       if (place % clusterSize !== 0 || place / clusterSize >= this.#counts.clusters || place === 0) {
         const why = place % clusterSize !== 0 ? 'is not at a cluster' : 'is not in the file'
         this.#report('l1-entry', `the L2 table of ${entry} ${why}`, at, {
