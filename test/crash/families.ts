@@ -82,7 +82,8 @@ export function makeFamily(kind: Kind, folder: string, seed: number): Family {
   const paths = kind.members.map(({ format }, i) => join(folder, `${i}.${format}`))
   const make = (path: string, { format, options, size }: Member, backing: string | undefined, writes: number) => {
     createImage(path, { format, options, size, secret, backing })
-    edit(path, (disk) => live(disk, random, writes))
+    // In the end of a disk that has a parent, that parent's bytes may be behind the end.
+    edit(path, (disk) => live(disk, random, writes, backing === undefined))
   }
   for (let i = paths.length - 1; i >= 0; i--) make(paths[i]!, kind.members[i]!, paths[i + 1], i === 0 ? 9 : 14)
   const { format } = kind.members[1]!
@@ -101,12 +102,15 @@ export function edit(path: string, change: (disk: Image) => void): void {
   }
 }
 
-/** Writes at random places, and in between zeros. The last bytes are among them: what is behind them must not show. */
-function live(disk: Image, random: () => number, changes: number): void {
+/**
+ * Writes at random places, and in between zeros.
+ * @param end the last bytes are among them
+ */
+function live(disk: Image, random: () => number, changes: number, end: boolean): void {
   const { size } = disk
   for (let i = 0; i < changes; i++) {
     const length = Math.min(size, Math.ceil(random() * 16_000))
-    const offset = i === 0 ? size - length : Math.floor(random() * (size - length))
+    const offset = end && i === 0 ? size - length : Math.floor(random() * (size - length))
     if (i % 4 === 3) disk.zero(offset, length, i % 8 === 3)
     else disk.write(randomBytes(length, random), 0, length, offset)
   }

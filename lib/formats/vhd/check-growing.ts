@@ -146,12 +146,14 @@ function mendHeader({ report, repair }: GrowingCheck, { found, expected, bytes, 
   if (report.all && found !== expected) repair.write(bytes, offset)
 }
 
-function mendFooters({ judged, report, repair }: GrowingCheck, table: TableCheck): void {
+function mendFooters({ context, judged, report, repair }: GrowingCheck, table: TableCheck): void {
   const { offset, length, faults, sound } = judged
   if (offset % SECTOR !== 0 && length > 0) {
     const text = `the footer is at byte ${offset}: expected a multiple of ${SECTOR}`
     report.add('warning', 'footer-alignment', text, true, { offset })
   }
+  const warnings = faults.length > 0 && faults.every(({ severity, certain }) => severity === 'warning' && certain)
+  if (context.repair === 'leaks' && warnings) repair.writeCopy()
   if (!report.all) return
   const copy = faults.some(({ mend }) => mend === 'copy')
   const end = faults.some(({ mend }) => mend === 'end')

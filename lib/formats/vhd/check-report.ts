@@ -47,7 +47,9 @@ export class VhdReport {
   addFooter({ severity, what, message, certain, mend: _, ...more }: FooterFault, confirmed: boolean): void {
     const able = certain && confirmed
     const hint = able || !certain ? '' : '; the rest of the image does not confirm its fields, so it is not repaired'
-    this.add(severity, what, message + hint, able, more)
+    // What can only be an interrupted change is mended with leaks, as it is when the image is opened for writing.
+    const repaired = able && (this.all || (severity === 'warning' && this.#context.repair === 'leaks'))
+    this.add(severity, what, message + hint, able, more, repaired)
   }
 
   /** A fault with which nothing else can be looked at. */
