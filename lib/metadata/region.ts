@@ -45,17 +45,17 @@ export class Region {
   }
 
   /** Index in the cache's memory of the byte at a file offset, whose sector is valid. */
-  #at(offset: number): number {
+  #at(offset: number, secure = false): number {
     const page = Math.floor(offset / PAGE)
     let slot = this.#slot
     if (page !== this.#page || !this.#cache.holds(slot, this.#file.index, page)) {
       slot = this.#cache.find(this.#file.index, page)
-      if (slot === NONE) this.#miss(page, offset, false)
+      if (slot === NONE) this.#miss(page, offset, secure)
       this.#page = page
       this.#slot = slot
     }
     const inPage = offset - page * PAGE
-    if (((this.#cache.valid[slot]! >> (inPage >> 9)) & 1) === 0) this.#miss(page, offset, false)
+    if (((this.#cache.valid[slot]! >> (inPage >> 9)) & 1) === 0) this.#miss(page, offset, secure)
     this.#hits[0]!++
     return slot * PAGE + inPage
   }
@@ -76,7 +76,7 @@ export class Region {
 
   /** As `#at`, of what is going to be changed: the host has room for it then. */
   #securedAt(offset: number): number {
-    const at = this.#at(offset)
+    const at = this.#at(offset, true)
     if (this.#cache.secured[Math.floor(at / PAGE)] === 0) this.#miss(Math.floor(offset / PAGE), offset, true)
     return at
   }

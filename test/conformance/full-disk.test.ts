@@ -1,23 +1,44 @@
 /** The host's disk is full, again and again: writes fail, and no commit does; what was written before is there. */
 
 import t from 'tap'
+import type { Format } from '../../lib/formats/driver.js'
 import type { Image } from '../../lib/image/image.js'
 import { openStorages } from '../../lib/image/open.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
+import { check } from '../crash/operations.js'
 import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
 import { createInMemory, randomBytes, secret, type Variant, variants } from '../model/variants.js'
 import { SmallHost } from '../support/small-host.js'
 
 const SECTOR = 512
-const SEEDS = [1, 2, 3, 4, 5, 6]
+const PAGE = 4096
+const SEEDS = 4
 const ROUNDS = 12
 const CHANGES = 8
 /** For a copy of the image, in bytes. */
 const ROOM = 2 ** 28
 /** Pages that the host has left at the beginning of a round. */
 const LEFT = [0, 1, 2, 3, 5, 9, 17, 40, Number.POSITIVE_INFINITY]
+
+/** As a program leaves it that copies files and makes every page of zeros a hole, also those of tables. */
+function sparseCopy(original: MemoryStorage): MemoryStorage {
+  const bytes = contents(original)
+  const copy = MemoryStorage.create({ maxSize: ROOM })
+  copy.truncate(bytes.length)
+  for (let at = 0; at < bytes.length; at += PAGE) {
+    const page = bytes.subarray(at, at + PAGE)
+    if (page.some((byte) => byte !== 0)) copy.write(page, 0, page.length, at)
+  }
+  return copy
+}
+
+function addBitmap({ format }: Variant, storage: Storage, granularity: number): void {
+  const { path } = storage
+  const { layout } = format.open({ storage, path, readOnly: false, secret: () => secret, warn: () => {} })
+  format.bitmaps!.add(layout, [storage], undefined, granularity)
+}
 
 class FullDisk {
   /** Changes that the host had no room for. */
@@ -26,13 +47,16 @@ class FullDisk {
   readonly #storages: readonly Storage[]
   readonly #random: () => number
   readonly #disk: Uint8Array
+  readonly #format: Format
   #image: Image
 
-  constructor(variant: Variant, seed: number) {
+  constructor(variant: Variant, seed: number, bitmaps: readonly number[]) {
+    this.#format = variant.format
     this.#random = randomFrom(seed)
     const { storages, contents: disk } = createInMemory(variant, this.#random)
     const [top, ...parents] = storages
-    this.#host = new SmallHost(MemoryStorage.create({ contents: contents(top!), maxSize: ROOM }))
+    for (const granularity of bitmaps) addBitmap(variant, top!, granularity)
+    this.#host = new SmallHost(sparseCopy(top!))
     this.#storages = [this.#host, ...parents]
     this.#disk = disk.slice()
     this.#image = this.#open()
@@ -49,6 +73,9 @@ class FullDisk {
     }
     this.#host.free = 0
     this.#reopen()
+    this.#image.close()
+    const found = check(this.#format, this.#host, 'none')
+    if (found.length > 0) throw new Error(`a check finds: ${found[0]!.message}`)
   }
 
   #open(): Image {
@@ -110,17 +137,23 @@ class FullDisk {
   }
 }
 
+/** Granularities of dirty bitmaps that are kept meanwhile: one that has its bits in several clusters, and one in few. */
+const BITMAPS = [512, 65536]
+const keepsBitmaps = ({ format, options }: Variant): boolean =>
+  format.bitmaps !== undefined && !options.includes('compat=0.10')
+
 for (const variant of variants)
-  t.test(`a full disk under ${variant.name}`, async (t) => {
-    let refused = 0
-    for (const seed of SEEDS) {
-      const disk = new FullDisk(variant, seed)
-      try {
-        disk.run()
-      } catch (error) {
-        t.fail(`seed ${seed}: ${(error as Error).stack}`)
+  for (const bitmaps of keepsBitmaps(variant) ? [[], BITMAPS] : [[]])
+    t.test(`a full disk under ${variant.name}, ${bitmaps.length} bitmaps`, async (t) => {
+      let refused = 0
+      for (let seed = 1; seed <= SEEDS; seed++) {
+        const disk = new FullDisk(variant, seed, bitmaps)
+        try {
+          disk.run()
+        } catch (error) {
+          t.fail(`seed ${seed}: ${(error as Error).stack}`)
+        }
+        refused += disk.refused
       }
-      refused += disk.refused
-    }
-    t.ok(refused > 10, `${refused} changes were refused`)
-  })
+      t.ok(refused > 10, `${refused} changes were refused`)
+    })
