@@ -38,9 +38,13 @@ export function repairAll(seed: Seed, format: Format, files: readonly Pages[], c
     rounds.push(findings)
     const left = check(format, storages(true)[0]!, 'none', counts)
     if (!left) throw new Find(`it can no longer be checked behind a repair:${story(rounds)}`)
-    if (!left.some(({ severity, repairable }) => severity !== 'warning' && repairable)) break
-    const held = findings.some(({ what, repaired }) => what === 'overlap' && !repaired)
-    if (round === ROUNDS - 1 && !held) throw new Find(`behind ${ROUNDS} repairs: ${left[0]!.message}${story(rounds)}`)
+    // Where something cannot be mended, what depends on it is left as well, and told of.
+    const fresh = left.find(
+      ({ severity, repairable, message }) =>
+        severity !== 'warning' && repairable && !findings.some((told) => !told.repaired && told.message === message),
+    )
+    if (!fresh) break
+    if (round === ROUNDS - 1) throw new Find(`behind ${ROUNDS} repairs: ${fresh.message}${story(rounds)}`)
   }
   const more = check(format, storages(false)[0]!, 'all', counts)?.find(({ repaired }) => repaired)
   if (more) throw new Find(`one more repair: ${more.message}${story(rounds)}`)

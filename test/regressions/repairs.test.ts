@@ -315,3 +315,20 @@ t.test('vhd: a block whose bits are clear is read once, and not once for every s
   )
   t.ok(count < 3 * bytes.size, `${count} bytes were read`)
 })
+
+t.test('qcow2: what is said to be behind the end of the file does not become what a repair puts there', async (t) => {
+  const bytes = imageOf(SMALL)[0]!
+  const table = wordAt(bytes, L1_AT) % 2 ** 56
+  bytes.truncate(Math.ceil(bytes.size / 4096) * 4096)
+  // One cluster of data that is the table's, which is copied; and another behind the end, where the copy goes.
+  bytes.put(table + 8 * 50, word((1n << 63n) | BigInt(table)))
+  bytes.put(table + 8 * 60, word((1n << 63n) | BigInt(bytes.size)))
+  const findings = repair(t, 'qcow2', bytes)
+  t.ok(findings.some(({ what, repaired }) => what === 'overlap' && repaired))
+  t.ok(findings.some(({ what, guest }) => what === 'l2-entry' && guest === 60 * 4096))
+  const image = openFiles([bytes])
+  const data = Buffer.alloc(4096, 1)
+  image.read(data, 0, data.length, 60 * 4096)
+  image.close()
+  t.ok(data.every((byte) => byte === 0))
+})

@@ -24,13 +24,14 @@ import { type CheckOptions, Mending } from './mending.js'
 import { Recount } from './recount.js'
 import { encodeSnapshots, lacksExtra, withExtra } from './snapshot-table.js'
 import { freeEnd, placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
-import { examine, type Fault, l2Span, type Walked, walk } from './walk.js'
+import { examine, type Fault, l2Span, type Origin, type Walked, walk } from './walk.js'
 
 /** @throws FORMAT, UNSUPPORTED, CORRUPT where the header cannot be read; IO */
 export function checkImage(storage: Storage, options: CheckOptions): CheckTotals {
   const header = readHeader(storage)
   refuseUnknown(header, storage.path)
-  return new Check(storage, new Mending(storage, shapeOf(header), options)).run()
+  const shape = shapeOf(header)
+  return new Check(storage, new Mending(storage, shape, options), shape.clusterSize).run()
 }
 
 /**
@@ -56,14 +57,16 @@ const MOST_ROUNDS = 8
 class Check {
   readonly #storage: Storage
   readonly #m: Mending
+  readonly #origin: Origin
   /** Behind the last cluster that anything refers to. */
   #used = 0
   /** Refcounts that differ from the references, and stay so. */
   readonly #wrong = new Map<number, number>()
 
-  constructor(storage: Storage, mending: Mending) {
+  constructor(storage: Storage, mending: Mending, clusterSize: number) {
     this.#storage = storage
     this.#m = mending
+    this.#origin = { clusters: Math.ceil(storage.size() / clusterSize), moved: mending.moved }
   }
 
   run(): CheckTotals {
@@ -76,7 +79,7 @@ class Check {
     this.#checkBitmaps(structure)
     if (this.#checkSnapshots(structure)) structure = readStructure(this.#storage)
     let roots = rootsOf(this.#storage, structure, entry)
-    let walked = walk(this.#storage, structure.shape, roots, entry)
+    let walked = walk(this.#storage, structure.shape, roots, entry, this.#origin)
     if (this.#m.changed) {
       structure = readStructure(this.#storage, () => {})
       roots = rootsOf(this.#storage, structure)
@@ -110,9 +113,10 @@ class Check {
     for (let round = 0; round < MOST_ROUNDS && this.#m.all; round++) {
       this.#m.changed = false
       const structure = readStructure(this.#storage, () => {})
-      walk(this.#storage, structure.shape, rootsOf(this.#storage, structure), (fault) => {
+      const overlap = (fault: Fault) => {
         if (fault.what === 'overlap') this.#m.entry(fault)
-      })
+      }
+      walk(this.#storage, structure.shape, rootsOf(this.#storage, structure), overlap, this.#origin)
       if (!this.#m.changed) return
     }
     // It does not come to an end.

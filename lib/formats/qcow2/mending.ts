@@ -23,6 +23,8 @@ export class Mending {
   leaks: boolean
   /** Byte offset behind which there is nothing, nor is said to be anything. */
   freeEnd = 0
+  /** Entries, by their byte offsets, that refer to copies. */
+  readonly moved = new Set<number>()
   /** Corruptions that are left. */
   left = 0
   /** Structures cannot be read, so that what they refer to looks unused. */
@@ -129,6 +131,12 @@ export class Mending {
     this.#copied += length
     const bytes = new Uint8Array(length)
     if (from !== undefined) this.storage.read(bytes, 0, length, from)
-    this.write(entry(this.append(bytes)), at)
+    const place = this.append(bytes)
+    this.write(entry(place), at)
+    this.moved.add(at)
+    // Of a table, its entries lie elsewhere now.
+    if (from !== undefined)
+      for (const other of [...this.moved])
+        if (other >= from && other < from + length) this.moved.add(other - from + place)
   }
 }

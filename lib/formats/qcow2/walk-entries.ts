@@ -17,7 +17,7 @@ import {
   ZERO,
 } from './entries.js'
 import { entryBytes, hexOf } from './pieces.js'
-import type { Fault, OnFault, Seen, Shape } from './walk.js'
+import type { EndFor, Fault, OnFault, Seen, Shape } from './walk.js'
 
 export interface Subclusters {
   readonly zero: number
@@ -31,11 +31,13 @@ export class EntryWalk {
   readonly #shape: Shape
   readonly #counts: Counts
   readonly #fault: OnFault
+  readonly #endFor: EndFor
   readonly #seen: Seen | undefined
   readonly #weight: number
   #next = 0
 
-  constructor(shape: Shape, counts: Counts, fault: OnFault, seen: Seen | undefined, weight: number) {
+  constructor(shape: Shape, counts: Counts, fault: OnFault, endFor: EndFor, seen: Seen | undefined, weight: number) {
+    this.#endFor = endFor
     this.#shape = shape
     this.#counts = counts
     this.#fault = fault
@@ -67,7 +69,7 @@ export class EntryWalk {
     const length = compressedLength(high, low, clusterBits)
     const last = Math.floor((offset + length - 1) / clusterSize)
     const shown = `(${length} compressed bytes at ${offset})`
-    if (dataFile || last >= this.#counts.clusters || offset < clusterSize) {
+    if (dataFile || last >= this.#endFor(at) || offset < clusterSize) {
       const why = dataFile ? 'is compressed, which images with a data file cannot have' : 'is not in the file'
       this.#report('l2-entry', `${shown} ${why}`, at, guest, this.#dropped({ zero: 0, data: ALL_SUBCLUSTERS }))
       return
@@ -132,7 +134,7 @@ export class EntryWalk {
     const offset = hostOffset(high, low)
     const cluster = offset / clusterSize
     const aligned = offset % clusterSize === 0
-    if (!aligned || cluster >= this.#counts.clusters) {
+    if (!aligned || cluster >= this.#endFor(at)) {
       const zeros = !extendedL2 && version >= 3 && (low & ZERO) !== 0
       const kind = zeros ? 'preallocated cluster' : 'data'
       const why = aligned ? `beyond the end of the file` : `which is not at a cluster`

@@ -99,10 +99,22 @@ export interface Walked {
   readonly tables: readonly L1Table[]
 }
 
+/**
+ * What the file was before anything was mended: what an entry says of a place behind its end is wrong, and stays so when
+ * something else is put there.
+ */
+export interface Origin {
+  readonly clusters: number
+  /** Entries, by their byte offsets, that were given new places. */
+  readonly moved: ReadonlySet<number>
+}
+
 /** @throws UNSUPPORTED where counting takes too much memory, CORRUPT where L1 tables are one over another a hundred times */
-export function walk(storage: Storage, shape: Shape, roots: Roots, fault: OnFault = () => {}): Walked {
+export function walk(storage: Storage, shape: Shape, roots: Roots, fault: OnFault = () => {}, origin?: Origin): Walked {
   const counts = new Counts(Math.ceil(storage.size() / shape.clusterSize), storage.path)
-  const walker = new Walker(storage, shape, counts, fault)
+  const endFor = (entry: number) =>
+    origin === undefined || origin.moved.has(entry) ? counts.clusters : origin.clusters
+  const walker = new Walker(storage, shape, counts, fault, endFor)
   const tables = walker.roots(roots)
   for (const table of tables) walker.countL2(table)
   const own = walker.bitmaps(roots.bitmaps)
@@ -115,7 +127,7 @@ export function walk(storage: Storage, shape: Shape, roots: Roots, fault: OnFaul
 /** What `walk` will say of L1 tables and of what is in one piece, without a look at what they refer to. */
 export function examine(storage: Storage, shape: Shape, roots: Roots, fault: OnFault): void {
   const counts = new Counts(Math.ceil(storage.size() / shape.clusterSize), storage.path)
-  new Walker(storage, shape, counts, fault).roots(roots)
+  new Walker(storage, shape, counts, fault, () => counts.clusters).roots(roots)
 }
 
 export function l2EntrySize({ extendedL2 }: Shape): number {
@@ -140,14 +152,19 @@ export function l2TableAt(
   return offset
 }
 
+/** The number of the cluster before which what an entry refers to has to lie, by the entry's byte offset. */
+export type EndFor = (entry: number) => number
+
 class Walker {
   readonly seen: Seen = { allocated: 0, fragmented: 0, compressed: 0 }
   readonly #storage: Storage
   readonly #shape: Shape
   readonly #counts: Counts
   readonly #fault: OnFault
+  readonly #endFor: EndFor
 
-  constructor(storage: Storage, shape: Shape, counts: Counts, fault: OnFault) {
+  constructor(storage: Storage, shape: Shape, counts: Counts, fault: OnFault, endFor: EndFor) {
+    this.#endFor = endFor
     this.#storage = storage
     this.#shape = shape
     this.#counts = counts
@@ -230,7 +247,7 @@ class Walker {
         })
         return
       }
-      if (place % clusterSize !== 0 || place / clusterSize >= this.#counts.clusters || place === 0) {
+      if (place % clusterSize !== 0 || place / clusterSize >= this.#endFor(at) || place === 0) {
         const why = place % clusterSize !== 0 ? 'is not at a cluster' : 'is not in the file'
         this.#report('l1-entry', `the L2 table of ${entry} ${why}`, at, {
           guest,
@@ -255,7 +272,7 @@ class Walker {
 
   countData({ offset, entries, active }: L1Table): void {
     eachEntry(this.#storage, offset, entries, (index, high, low) => {
-      const place = l2TableAt(this.#shape, this.#counts, high, low)
+      const place = l2TableAt(this.#shape, { clusters: this.#endFor(offset + index * 8) }, high, low)
       if (place === undefined || !this.#counts.once(place / this.#shape.clusterSize)) return
       this.#countTable(place, index * l2Span(this.#shape), active)
     })
@@ -265,7 +282,14 @@ class Walker {
     const { clusterSize } = this.#shape
     const size = l2EntrySize(this.#shape)
     const weight = this.#counts.of(table / clusterSize)
-    const entries = new EntryWalk(this.#shape, this.#counts, this.#fault, active ? this.seen : undefined, weight)
+    const entries = new EntryWalk(
+      this.#shape,
+      this.#counts,
+      this.#fault,
+      this.#endFor,
+      active ? this.seen : undefined,
+      weight,
+    )
     for (const { at, bytes } of pieces(this.#storage, table, clusterSize, size))
       for (let i = 0; i < bytes.length; i += size) {
         const high = bytes.readUInt32BE(i)
