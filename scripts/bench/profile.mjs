@@ -81,8 +81,10 @@ function count({ nodes, samples, timeDeltas }) {
     let at = id
     while (at !== undefined && moduleOf(byId.get(at).callFrame) === undefined) at = parents.get(at)
     const own = byId.get(id).callFrame
-    if (at === undefined)
-      return add(layers, own.functionName.startsWith('(') ? own.functionName : 'Node', timeDeltas[i])
+    if (at === undefined) {
+      add(layers, own.functionName.startsWith('(') ? own.functionName : 'Node', timeDeltas[i])
+      return
+    }
     const frame = byId.get(at).callFrame
     const call = at === id ? '' : ': calls of Node and the system'
     add(layers, moduleOf(frame).split('/')[0] + call, timeDeltas[i])
