@@ -22,7 +22,9 @@ export interface RecordedBitmap {
 export interface BitmapTable<Bitmap extends RecordedBitmap> {
   /** CLEAR, SET, or the byte offset of a cluster of bits. Shared lock. @throws CORRUPT where no cluster can be there */
   entry(bitmap: Bitmap, index: number): number
-  /** Exclusive lock; the entry was read before. */
+  /** Has the entry cached and its page secured, so that `set` cannot miss. Exclusive lock. */
+  touch(bitmap: Bitmap, index: number): void
+  /** Exclusive lock; the entry was touched before. */
   set(bitmap: Bitmap, index: number, cluster: number): void
 }
 
@@ -34,6 +36,8 @@ export interface RecorderOptions<Bitmap extends RecordedBitmap> {
   readonly clusterSize: number
   /** Gives the offset of one cluster that reads as zeros, or -1. Exclusive lock. */
   readonly take: () => number
+  /** Gives one back that was taken in this change. */
+  readonly putBack: (cluster: number) => void
 }
 
 export class BitmapRecorder<Bitmap extends RecordedBitmap> {
@@ -45,14 +49,16 @@ export class BitmapRecorder<Bitmap extends RecordedBitmap> {
   readonly #clusterSize: number
   readonly #bitsPerCluster: number
   readonly #take: () => number
+  readonly #putBack: (cluster: number) => void
 
-  constructor({ bitmaps, table, bits, clusterSize, take }: RecorderOptions<Bitmap>) {
+  constructor({ bitmaps, table, bits, clusterSize, take, putBack }: RecorderOptions<Bitmap>) {
     this.#bitmaps = bitmaps
     this.#table = table
     this.#bits = bits
     this.#clusterSize = clusterSize
     this.#bitsPerCluster = clusterSize * 8
     this.#take = take
+    this.#putBack = putBack
     this.changeSectors = 2 * bitmaps.length
   }
 
@@ -103,13 +109,48 @@ export class BitmapRecorder<Bitmap extends RecordedBitmap> {
       const bit = Math.floor(offset / bitmap.granularity)
       const cluster = this.#clusterOf(bitmap, bit)
       if (cluster > BitmapEntry.SET) this.#bits.touch(this.#byteOf(cluster, bit), 1)
+      else if (cluster === BitmapEntry.CLEAR) this.#table.touch(bitmap, this.#indexOf(bitmap, offset))
     }
     const fresh = this.#bitmaps.filter((bitmap) => this.#clusterAt(bitmap, offset) === BitmapEntry.CLEAR)
-    for (const bitmap of this.#bitmaps) if (!fresh.includes(bitmap)) this.#setBits(bitmap, offset, end)
-    for (const bitmap of fresh) if (!this.#newCluster(bitmap, offset)) return 0
-    // Making sectors may push clean pages out of the cache, so it comes last.
-    for (const bitmap of fresh) this.#freshBits(bitmap, offset, end)
+    const clusters = this.#takeFor(fresh, offset)
+    if (!clusters) return 0
+    fresh.forEach((bitmap, i) => {
+      this.#table.set(bitmap, this.#indexOf(bitmap, offset), clusters[i]!)
+    })
+    for (const bitmap of this.#bitmaps) this.#setBits(bitmap, offset, end)
     return end - offset
+  }
+
+  /**
+   * New clusters for bitmaps that lack one there; they read as zeros, and what is going to be changed in them is cached.
+   * @returns undefined where room must be made
+   */
+  #takeFor(bitmaps: readonly Bitmap[], offset: number): number[] | undefined {
+    const taken: number[] = []
+    const giveBack = () => {
+      for (const cluster of taken.reverse()) this.#putBack(cluster)
+    }
+    try {
+      for (const { granularity } of bitmaps) {
+        const cluster = this.#take()
+        if (cluster < 0) {
+          giveBack()
+          return undefined
+        }
+        taken.push(cluster)
+        this.#bits.move(cluster, cluster + this.#clusterSize)
+        this.#bits.touch(this.#byteOf(cluster, Math.floor(offset / granularity)), 1)
+      }
+      return taken
+    } catch (miss) {
+      giveBack()
+      throw miss
+    }
+  }
+
+  /** The entry of a bitmap's table for a guest offset. */
+  #indexOf({ granularity }: Bitmap, offset: number): number {
+    return Math.floor(Math.floor(offset / granularity) / this.#bitsPerCluster)
   }
 
   #clusterAt(bitmap: Bitmap, offset: number): number {
@@ -126,20 +167,5 @@ export class BitmapRecorder<Bitmap extends RecordedBitmap> {
       const mask = 1 << (bit & 7)
       if ((byte & mask) === 0) this.#bits.setU8(at, byte | mask)
     }
-  }
-
-  /** Gives a bitmap the cluster that it lacks there. @returns false where there is none */
-  #newCluster(bitmap: Bitmap, offset: number): boolean {
-    const cluster = this.#take()
-    if (cluster < 0) return false
-    this.#table.set(bitmap, Math.floor(Math.floor(offset / bitmap.granularity) / this.#bitsPerCluster), cluster)
-    return true
-  }
-
-  /** The new cluster reads as zeros: only the sector that is wanted now is made, the others come from the file. */
-  #freshBits(bitmap: Bitmap, offset: number, end: number): void {
-    const byte = this.#byteOf(this.#clusterAt(bitmap, offset), Math.floor(offset / bitmap.granularity))
-    this.#bits.fresh(byte - (byte % SECTOR), SECTOR, 0)
-    this.#setBits(bitmap, offset, end)
   }
 }

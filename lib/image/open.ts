@@ -7,7 +7,8 @@ import type { Storage } from '../storage/storage.js'
 import { printable, VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, detectFormat, type Layer, openChain } from './chain.js'
-import { Image, type ImageShape, type LayerHandle } from './image.js'
+import { Image } from './image.js'
+import type { ImageShape, LayerHandle } from './stack.js'
 
 /** What the sectors of a disk are that does not say so. */
 const SECTOR = 512

@@ -21,6 +21,8 @@ export class PageCache {
   readonly pages: number
   readonly data: Uint8Array
   readonly valid: Uint8Array
+  /** 1 for each page that the host has room for, even where it lies in a hole. */
+  readonly secured: Uint8Array
   readonly #v: SharedViews
   readonly #bucketMask: number
 
@@ -28,6 +30,7 @@ export class PageCache {
     this.pages = shape.pages
     this.data = views.data
     this.valid = views.valid
+    this.secured = views.secured
     this.#v = views
     this.#bucketMask = shape.pages - 1
   }
@@ -75,6 +78,7 @@ export class PageCache {
     v.next[slot] = v.heads[bucket]!
     v.heads[bucket] = slot + 1
     v.valid[slot] = 0
+    v.secured[slot] = 0
     v.used[slot] = 1
     return slot
   }
@@ -137,6 +141,8 @@ export class PageCache {
     const after = before & ~four
     v.valid[slot] = v.valid[slot]! & ~sectors
     v.fillMask[slot] = v.fillMask[slot]! & ~sectors
+    // What is free is punched.
+    v.secured[slot] = 0
     if (after === before) return
     v.dirty[slot] = after
     c[Control.DIRTY_SECTORS] = c[Control.DIRTY_SECTORS]! - bitCount(before & four)

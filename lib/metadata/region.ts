@@ -45,22 +45,22 @@ export class Region {
   }
 
   /** Index in the cache's memory of the byte at a file offset, whose sector is valid. */
-  #at(offset: number): number {
+  #at(offset: number, secure = false): number {
     const page = Math.floor(offset / PAGE)
     let slot = this.#slot
     if (page !== this.#page || !this.#cache.holds(slot, this.#file.index, page)) {
       slot = this.#cache.find(this.#file.index, page)
-      if (slot === NONE) this.#miss(page, offset)
+      if (slot === NONE) this.#miss(page, offset, secure)
       this.#page = page
       this.#slot = slot
     }
     const inPage = offset - page * PAGE
-    if (((this.#cache.valid[slot]! >> (inPage >> 9)) & 1) === 0) this.#miss(page, offset)
+    if (((this.#cache.valid[slot]! >> (inPage >> 9)) & 1) === 0) this.#miss(page, offset, secure)
     this.#hits[0]!++
     return slot * PAGE + inPage
   }
 
-  #miss(page: number, offset: number): never {
+  #miss(page: number, offset: number, secure: boolean): never {
     const sector = offset - (offset % SECTOR)
     // Loading would never make it valid.
     if (sector >= this.#end || sector + SECTOR <= this.#start)
@@ -70,11 +70,19 @@ export class Region {
     miss.page = page
     miss.start = this.#start
     miss.end = this.#end
+    miss.secure = secure
     throw miss
   }
 
+  /** As `#at`, of what is going to be changed: the host has room for it then. */
+  #securedAt(offset: number): number {
+    const at = this.#at(offset, true)
+    if (this.#cache.secured[Math.floor(at / PAGE)] === 0) this.#miss(Math.floor(offset / PAGE), offset, true)
+    return at
+  }
+
   #change(offset: number): number {
-    const at = this.#at(offset)
+    const at = this.#metadata.unchanged ? this.#securedAt(offset) : this.#at(offset)
     this.#metadata.changed()
     this.#cache.markDirty(Math.floor(at / PAGE), 1 << ((at % PAGE) >> 9), this.#order)
     return at
@@ -118,14 +126,17 @@ export class Region {
     d[at + 3] = value >>> 24
   }
 
-  /** Makes sure that a range is cached, so that what follows cannot miss. Few pages at a time. */
+  /**
+   * Makes sure that a range that is going to be changed is cached, and that the host has room for it, so that what
+   * follows cannot miss. Few pages at a time. Exclusive lock.
+   */
   touch(offset: number, length: number): void {
-    for (let at = offset; at < offset + length; at += SECTOR - (at % SECTOR)) this.#at(at)
+    for (let at = offset; at < offset + length; at += SECTOR - (at % SECTOR)) this.#securedAt(at)
   }
 
   /** Copies bytes of the structure out. */
   copyOut(offset: number, length: number, target: Uint8Array, at: number): void {
-    this.touch(offset, length)
+    for (let at = offset; at < offset + length; at += SECTOR - (at % SECTOR)) this.#at(at)
     for (let done = 0; done < length; ) {
       const from = this.#at(offset + done)
       const n = Math.min(length - done, SECTOR - (from % SECTOR))

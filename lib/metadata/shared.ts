@@ -90,6 +90,8 @@ export interface SharedViews {
   readonly fillBusy: Uint8Array
   readonly writing: Uint8Array
   readonly used: Uint8Array
+  /** 1 where the host has set room aside for the page, a page. */
+  readonly secured: Uint8Array
   readonly data: Uint8Array
   readonly staging: Uint8Array
   readonly stagedOffset: Float64Array
@@ -155,6 +157,7 @@ function carve(shape: Omit<SharedShape, 'buffer'>, c: Carver): SharedViews {
     fillBusy: c.u8(pages),
     writing: c.u8(pages),
     used: c.u8(pages),
+    secured: c.u8(pages),
     pendingOffset: c.f64(SPACE_ENTRIES),
     pendingLength: c.f64(SPACE_ENTRIES),
     readyOffset: c.f64(SPACE_ENTRIES),

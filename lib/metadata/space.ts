@@ -127,6 +127,11 @@ export class SpaceList {
     }
   }
 
+  /** Gives back what was taken just now and not used: it reads as zeros still. Exclusive lock. */
+  putBack(offset: number, length: number): void {
+    this.#addReady(this.#file, offset, length)
+  }
+
   /** Adds space that nothing refers to, found by a scan: punches it and makes it takeable. No lock held. */
   add(offset: number, length: number): void {
     if (!this.#punch(this.#file, offset, length)) return

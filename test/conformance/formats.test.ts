@@ -125,9 +125,11 @@ for (const small of variants) {
     if (variant.parent) return
     const [path] = make(temporaryFolder(t))
     const image = open(path, variant)
+    // What a format needs at the first change of all counts for nothing here.
+    image.zero(100, 5000, true)
+    image.flush()
     const before = image.allocated()
     image.zero(0, SIZE, false)
-    image.zero(100, 5000, true)
     image.flush()
     if (image.map(0, SIZE).present === false) t.ok(image.allocated() <= before + 65536, 'takes up nothing')
     t.ok(same(read(image), new Uint8Array(SIZE)))

@@ -4,7 +4,7 @@
  */
 
 import { closeSync, ftruncateSync, openSync, readFileSync, realpathSync, writeSync } from 'node:fs'
-import { FileStorage } from '../../lib/storage/file.js'
+import { FileStorage } from '../../lib/storage/file-storage.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import type { Storage } from '../../lib/storage/storage.js'

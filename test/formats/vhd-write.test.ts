@@ -490,7 +490,7 @@ function hollow(base: MemoryStorage, footer: Uint8Array, end: number, written: S
       if (name === 'read') return read
       if (name === 'write')
         return (_b: Uint8Array, _at: number, _length: number, offset: number) => void written.add(offset)
-      if (name === 'punch' || name === 'zero' || name === 'truncate') return () => {}
+      if (['punch', 'zero', 'truncate', 'reserve'].includes(String(name))) return () => {}
       const value = Reflect.get(target, name, target) as unknown
       return typeof value === 'function' ? (value as () => unknown).bind(target) : value
     },

@@ -4,6 +4,7 @@ import type { CheckContext, Finding, Format, Repair } from '../../lib/formats/dr
 import { detectFormat } from '../../lib/image/chain.js'
 import type { Image } from '../../lib/image/image.js'
 import { openStorages } from '../../lib/image/open.js'
+import { readPartitionTable } from '../../lib/partitions/table.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
 import { secret } from '../model/variants.js'
@@ -103,6 +104,16 @@ export function lookAt(image: Image, random: Random, counts: Counts): void {
     attempt('read', counts, () => image.read(buffer, 0, Math.min(READ_BYTES, size - at), at))
   }
   attempt('seek', counts, () => image.seek(0, true))
+  attempt('partitions', counts, () => lookAtPartitions(image, random() < 0.8 ? 512 : 4096))
+}
+
+/** They lie in the disk; what is said of them is clean. */
+function lookAtPartitions(image: Image, sectorSize: number): void {
+  const { partitions, warnings, label } = readPartitionTable(image, sectorSize)
+  for (const warning of warnings) checkMessage('a warning', warning)
+  for (const { number, start, size } of partitions)
+    if (!Number.isSafeInteger(start) || size < 0 || start < 0 || start + size > image.size)
+      throw new Find(`partition ${number} of ${label} has ${size} bytes at byte ${start}: the disk ${image.size}`)
 }
 
 function change(storages: readonly Storage[], random: Random, counts: Counts, sound: boolean): void {

@@ -38,10 +38,16 @@ export function repairAll(seed: Seed, format: Format, files: readonly Pages[], c
     rounds.push(findings)
     const left = check(format, storages(true)[0]!, 'none', counts)
     if (!left) throw new Find(`it can no longer be checked behind a repair:${story(rounds)}`)
-    if (!left.some(({ severity, repairable }) => severity !== 'warning' && repairable)) break
+    // Where something cannot be mended, what depends on it is left as well, and told of.
+    const fresh = left.find(
+      ({ severity, repairable, message }) =>
+        severity !== 'warning' && repairable && !findings.some((told) => !told.repaired && told.message === message),
+    )
+    if (!fresh) break
+    if (round === ROUNDS - 1) throw new Find(`behind ${ROUNDS} repairs: ${fresh.message}${story(rounds)}`)
   }
   const more = check(format, storages(false)[0]!, 'all', counts)?.find(({ repaired }) => repaired)
-  if (more) throw new Find(`behind ${ROUNDS} repairs: ${more.message}${story(rounds)}`)
+  if (more) throw new Find(`one more repair: ${more.message}${story(rounds)}`)
   const after = contentOf(storages(true))
   const lost = before && !after
   if (lost) throw new Find(`it could be opened before its repair, and cannot now:${story(rounds)}`)

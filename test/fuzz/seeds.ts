@@ -13,9 +13,11 @@ import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
 import { createInMemory, randomBytes, secret, type Variant, variants } from '../model/variants.js'
 import type { Anatomy } from './anatomy/anatomy.js'
 import { parallelsAnatomy } from './anatomy/parallels.js'
+import { partitionAnatomy } from './anatomy/partitions.js'
 import { qcow2Anatomy } from './anatomy/qcow2.js'
 import { vhdAnatomy } from './anatomy/vhd.js'
 import { vhdxAnatomy } from './anatomy/vhdx.js'
+import { partitionedDisks } from './disks.js'
 import { Pages } from './pages.js'
 
 export interface SeedFile {
@@ -38,10 +40,11 @@ const ANATOMIES: Readonly<Record<string, (bytes: Pages) => Anatomy>> = {
   vhdx: vhdxAnatomy,
   parallels: parallelsAnatomy,
   qcow2: qcow2Anatomy,
+  raw: partitionAnatomy,
 }
 
-/** Formats with structure: all but raw. */
-export const FUZZED = formats.map(({ name }) => name).filter((name) => name !== 'raw')
+/** What is damaged: of a raw disk, its partition table. */
+export const FUZZED = formats.map(({ name }) => name)
 
 /** Larger ones make every input slow. */
 const MOST_HELD = 3 * 2 ** 20
@@ -192,6 +195,10 @@ function bundleSeed(folder: string): Seed {
   return seedOf('real, a bundle', 'parallels', files, true)
 }
 
+function* diskSeeds(folder: string): Generator<Seed> {
+  for (const [name, disk] of partitionedDisks(folder)) yield seedOf(name, 'raw', [['image', disk]])
+}
+
 export function seedsOf(format: string): Seed[] {
   const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-test-'))
   try {
@@ -200,6 +207,7 @@ export function seedsOf(format: string): Seed[] {
         .filter((variant) => variant.format.name === format)
         .flatMap((variant) => [...ownSeeds(variant)]),
       ...qemuSeeds(format, folder),
+      ...(format === 'raw' ? diskSeeds(folder) : []),
       ...corpusSeeds(format),
     ]
   } finally {

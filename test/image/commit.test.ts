@@ -10,7 +10,7 @@ import { createImage } from '../../lib/image/create.js'
 import { openImage } from '../../lib/image/open.js'
 import { rebaseImage } from '../../lib/image/rebase.js'
 import { resizeImage } from '../../lib/image/resize.js'
-import { FileStorage } from '../../lib/storage/file.js'
+import { FileStorage } from '../../lib/storage/file-storage.js'
 import { must, vdiskfs } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 

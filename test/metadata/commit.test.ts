@@ -197,6 +197,19 @@ t.test('a barrier syncs what was written, once', async (t) => {
   t.same(log(), [write(0, 1), SYNC])
 })
 
+t.test('while a barrier is under way, what it syncs is not durable yet', async (t) => {
+  const storage = MemoryStorage.create({ contents: new Uint8Array(4096) })
+  const { metadata } = setUp([storage])
+  const seen: boolean[] = []
+  storage.sync = () => void seen.push(metadata.uncommitted)
+  storage.write(new Uint8Array(1), 0, 1, 0)
+  metadata.wrote(0)
+  metadata.barrier()
+  // Who asks for an fsync in that moment has to wait for it.
+  t.same(seen, [true])
+  t.notOk(metadata.uncommitted)
+})
+
 t.test('what a commit had under way when it failed and was freed meanwhile is not written any more', async (t) => {
   const inner = MemoryStorage.create({ contents: new Uint8Array(8192) })
   let broken = true

@@ -15,7 +15,6 @@ const WRITER = fileURLToPath(new URL('./writer.js', import.meta.url))
 const BLOCKS = 6000
 const SIZE = `${BLOCKS * BLOCK}`
 const LONGEST_MS = 900
-const SHORTEST_MS = 120
 
 interface Message {
   readonly begun?: [number, number]
@@ -64,6 +63,10 @@ async function oneRound(
   safe.fill(0)
   begun.fill(0)
   let flushed = 0
+  let isFlushed = () => {}
+  const first = new Promise<void>((resolve) => {
+    isFlushed = resolve
+  })
   const child = fork(WRITER, [mount.raw, String(BLOCKS), String(round + 1)], { stdio: 'ignore' })
   child.on('message', (message: Message) => {
     if (message.begun) begun[message.begun[0]] = message.begun[1]
@@ -71,9 +74,12 @@ async function oneRound(
       safe[block] = number
       flushed++
     }
+    if (flushed > 0) isFlushed()
   })
   const ended = new Promise((resolve) => child.once('close', resolve))
-  await sleep(SHORTEST_MS + Math.random() * (LONGEST_MS - SHORTEST_MS))
+  // However slow the machine is: not before something is flushed.
+  await Promise.race([first, ended])
+  await sleep(Math.random() * LONGEST_MS)
   process.kill(mount.pid, 'SIGKILL')
   await ended
   vdiskfs(['umount', mount.mountpoint])

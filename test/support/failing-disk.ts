@@ -13,6 +13,7 @@ const MiB = 2 ** 20
 const DISK_BYTES = 256 * MiB
 /** For the tmpfs, of which only what was written takes memory. */
 const ROOM = 2 * DISK_BYTES
+const PAGE = 4096
 /** e2fsck has mended something. */
 const MENDED = 1
 
@@ -30,8 +31,9 @@ export class FailingDisk {
     writeFileSync(file, '')
     truncateSync(file, DISK_BYTES)
     this.#device = attachLoop(t, file)
-    // Without a journal, so that the file system itself goes on when its disk fails.
-    must('mkfs.ext4', ['-q', '-m', '0', '-O', '^has_journal', this.#device])
+    // Without a journal, so that the file system itself goes on when its disk fails; with blocks as large as pages,
+    // because a loop device takes a write that only began to fit for one that worked.
+    must('mkfs.ext4', ['-q', '-m', '0', '-b', String(PAGE), '-O', '^has_journal', this.#device])
     this.folder = mountDevice(t, this.#device)
   }
 
@@ -40,9 +42,8 @@ export class FailingDisk {
     must('sync', ['-f', this.folder])
     const { blocks, bfree, bsize } = statfsSync(this.#memory)
     this.#resize((blocks - bfree) * bsize)
-    // A tmpfs does not count to the page. To the last one it must be full: a loop device takes a write that only began
-    // to fit for one that worked.
-    const { code, err } = run('dd', ['if=/dev/zero', `of=${this.#ballast}`, 'bs=4k'])
+    // A tmpfs does not count to the page when it is resized.
+    const { code, err } = run('dd', ['if=/dev/zero', `of=${this.#ballast}`, `bs=${PAGE}`])
     if (code === 0 || !/No space/.test(err)) throw new Error(`the tmpfs is not full: ${err}`)
   }
 

@@ -67,6 +67,9 @@ function beginExtension(
   const allSet = withL1(features, layout.geometry, () => L1_SET)
   const standIn = state[State.END]!
   const bytes = encoded(allSet, clusterSize, storage.path)
+  // Both may lie in holes: on a full disk all of this fails before anything is changed.
+  storage.reserve(standIn, clusterSize)
+  storage.reserve(extension.offset, clusterSize)
   storage.write(bytes, 0, clusterSize, standIn)
   metadata.wrote(index)
   metadata.exclusive(() => {

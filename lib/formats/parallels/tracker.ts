@@ -32,7 +32,8 @@ export function makeRecorder(
   const { bitmaps } = layout.extension!
   const { clusterSize } = layout.geometry
   const bits = new Region(context.metadata, context.files[0]!, 0, 0, ORDER)
-  return new BitmapRecorder({ bitmaps, table: new BitmapTables(layout, context), bits, clusterSize, take })
+  const putBack = (cluster: number) => context.space!.putBack(cluster, clusterSize)
+  return new BitmapRecorder({ bitmaps, table: new BitmapTables(layout, context), bits, clusterSize, take, putBack })
 }
 
 class BitmapTables implements BitmapTable<TrackedBitmap> {
@@ -55,6 +56,10 @@ class BitmapTables implements BitmapTable<TrackedBitmap> {
         path: this.#context.files[0]!.storage.path,
       })
     return offset
+  }
+
+  touch({ l1 }: TrackedBitmap, index: number): void {
+    this.#l1.touch(l1 + index * L1_ENTRY, L1_ENTRY)
   }
 
   set({ l1 }: TrackedBitmap, index: number, cluster: number): void {

@@ -24,13 +24,14 @@ import { type CheckOptions, Mending } from './mending.js'
 import { Recount } from './recount.js'
 import { encodeSnapshots, lacksExtra, withExtra } from './snapshot-table.js'
 import { freeEnd, placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
-import { examine, type Fault, l2Span, type Walked, walk } from './walk.js'
+import { examine, type Fault, l2Span, type Origin, type Walked, walk } from './walk.js'
 
 /** @throws FORMAT, UNSUPPORTED, CORRUPT where the header cannot be read; IO */
 export function checkImage(storage: Storage, options: CheckOptions): CheckTotals {
   const header = readHeader(storage)
   refuseUnknown(header, storage.path)
-  return new Check(storage, new Mending(storage, shapeOf(header), options)).run()
+  const shape = shapeOf(header)
+  return new Check(storage, new Mending(storage, shape, options), shape.clusterSize).run()
 }
 
 /**
@@ -56,26 +57,29 @@ const MOST_ROUNDS = 8
 class Check {
   readonly #storage: Storage
   readonly #m: Mending
+  readonly #origin: Origin
   /** Behind the last cluster that anything refers to. */
   #used = 0
   /** Refcounts that differ from the references, and stay so. */
   readonly #wrong = new Map<number, number>()
 
-  constructor(storage: Storage, mending: Mending) {
+  constructor(storage: Storage, mending: Mending, clusterSize: number) {
     this.#storage = storage
     this.#m = mending
+    this.#origin = { clusters: Math.ceil(storage.size() / clusterSize), moved: mending.moved }
   }
 
   run(): CheckTotals {
     const entry = (fault: Fault) => this.#m.entry(fault)
     this.#lookAhead()
     if (this.#m.all) this.#separate()
-    let structure = readStructure(this.#storage, entry)
+    const found = readStructure(this.#storage, entry)
+    let structure = found
     this.#checkHeader(structure)
     this.#checkBitmaps(structure)
     if (this.#checkSnapshots(structure)) structure = readStructure(this.#storage)
     let roots = rootsOf(this.#storage, structure, entry)
-    let walked = walk(this.#storage, structure.shape, roots, entry)
+    let walked = walk(this.#storage, structure.shape, roots, entry, this.#origin)
     if (this.#m.changed) {
       structure = readStructure(this.#storage, () => {})
       roots = rootsOf(this.#storage, structure)
@@ -83,7 +87,7 @@ class Check {
     }
     this.#checkRefcounts(walked.counts)
     this.#checkFlags(structure, walked)
-    this.#m.finish()
+    this.#checkMarks(found, this.#m.finish())
     const { clusterSize, size } = structure.shape
     return { imageEnd: this.#used * clusterSize, clusters: Math.ceil(size / clusterSize), ...walked.seen }
   }
@@ -109,9 +113,10 @@ class Check {
     for (let round = 0; round < MOST_ROUNDS && this.#m.all; round++) {
       this.#m.changed = false
       const structure = readStructure(this.#storage, () => {})
-      walk(this.#storage, structure.shape, rootsOf(this.#storage, structure), (fault) => {
+      const overlap = (fault: Fault) => {
         if (fault.what === 'overlap') this.#m.entry(fault)
-      })
+      }
+      walk(this.#storage, structure.shape, rootsOf(this.#storage, structure), overlap, this.#origin)
       if (!this.#m.changed) return
     }
     // It does not come to an end.
@@ -119,12 +124,7 @@ class Check {
   }
 
   #checkHeader({ header, shape }: Structure): void {
-    const { incompatible, size, l1Size } = header
-    const offset = FIELD.incompatible
-    if (incompatible.includes(Incompatible.CORRUPT))
-      this.#m.report('warning', 'corrupt-bit', 'it is marked corrupt', this.#m.leaks, { offset })
-    if (incompatible.includes(Incompatible.DIRTY))
-      this.#m.report('warning', 'dirty-bit', 'it was left in use: its refcounts may be old', this.#m.leaks, { offset })
+    const { size, l1Size } = header
     const needed = Math.ceil(size / l2Span(shape))
     if (l1Size < needed)
       this.#m.entry({
@@ -133,6 +133,15 @@ class Check {
         message: `the active L1 table has ${l1Size} entries: a disk of ${size} bytes needs ${needed}`,
         offset: FIELD.l1Size,
       })
+  }
+
+  /** @param cleared they were cleared, as nothing is wrong any more */
+  #checkMarks({ header: { incompatible } }: Structure, cleared: boolean): void {
+    const more = { offset: FIELD.incompatible }
+    if (incompatible.includes(Incompatible.CORRUPT))
+      this.#m.report('warning', 'corrupt-bit', 'it is marked corrupt', cleared, more)
+    if (incompatible.includes(Incompatible.DIRTY))
+      this.#m.report('warning', 'dirty-bit', 'it was left in use: its refcounts may be old', cleared, more)
   }
 
   #checkBitmaps({ header, shape, directory }: Structure): void {

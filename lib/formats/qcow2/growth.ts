@@ -18,7 +18,6 @@ const trace = makeTrace('qcow2')
 /** Bytes that are secured at a time. */
 const CLAIM = 2 ** 24
 const CHUNK = 1 << 20
-const PAGE = 4096
 /** Pages of refcounts that are looked through for free clusters before the file's end is taken instead. */
 const SEARCH_PAGES = 64
 /** Pages of refcounts behind the file's end that may say that what they count is used. */
@@ -72,24 +71,22 @@ export class Growth {
     const place = this.#takeOne()
     const { clusterSize } = this.#layout
     try {
-      this.#secure(place, clusterSize)
-      this.#secure(tables.l1EntryOf(cluster), 1)
+      if (now.table !== 0) this.#copyTable(now.table, place)
+      metadata.exclusive(() => {
+        tables.select(cluster)
+        // An allocation may have made one meanwhile.
+        if (tables.table !== now.table) {
+          this.#clusters.free(place, clusterSize)
+          return
+        }
+        tables.touchL1(cluster)
+        tables.setTable(cluster, place)
+        if (now.table !== 0) this.#clusters.decrement(now.table / clusterSize)
+      })
     } catch (error) {
       metadata.exclusive(() => this.#clusters.free(place, clusterSize))
       throw error
     }
-    if (now.table !== 0) this.#copyTable(now.table, place)
-    metadata.exclusive(() => {
-      tables.select(cluster)
-      // An allocation may have made one meanwhile.
-      if (tables.table !== now.table) {
-        this.#clusters.free(place, clusterSize)
-        return
-      }
-      tables.touchL1(cluster)
-      tables.setTable(cluster, place)
-      if (now.table !== 0) this.#clusters.decrement(now.table / clusterSize)
-    })
   }
 
   #takeOne(): number {
@@ -185,8 +182,6 @@ export class Growth {
   #count(first: number, count: number): void {
     const refcounts = this.#refcounts
     const { metadata } = this.#context
-    const block = metadata.shared(() => refcounts.blockAt(refcounts.blockIndex(first)))
-    if (block !== 0) this.#secure(block, this.#layout.clusterSize)
     metadata.exclusive(() => {
       for (let cluster = first; cluster < first + count; cluster = refcounts.sectorEnd(cluster))
         refcounts.touch(cluster)
@@ -239,15 +234,6 @@ export class Growth {
       state[State.NEXT] = next
       state[State.LIMIT] = limit
     })
-  }
-
-  /**
-   * Sets host room aside for metadata, which may lie in a hole: a full host fails the write that wants it, not a later
-   * commit. @throws NO_SPACE
-   */
-  #secure(offset: number, length: number): void {
-    const first = Math.floor(offset / PAGE) * PAGE
-    this.#storage.reserve(first, Math.ceil((offset + length) / PAGE) * PAGE - first)
   }
 
   /** With room that the host has set aside, an fsync after allocations costs less. A full host may still take the data. */

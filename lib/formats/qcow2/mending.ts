@@ -23,6 +23,8 @@ export class Mending {
   leaks: boolean
   /** Byte offset behind which there is nothing, nor is said to be anything. */
   freeEnd = 0
+  /** Entries, by their byte offsets, that refer to copies. */
+  readonly moved = new Set<number>()
   /** Corruptions that are left. */
   left = 0
   /** Structures cannot be read, so that what they refer to looks unused. */
@@ -77,14 +79,18 @@ export class Mending {
     this.storage.sync()
   }
 
-  /** After the last change. An image with no fault that is left is neither dirty nor corrupt. */
-  finish(): void {
+  /**
+   * After the last change. An image with no fault that is left is neither dirty nor corrupt.
+   * @returns true where it is marked as neither now
+   */
+  finish(): boolean {
     if (this.leaks) this.storage.sync()
     const marks: readonly number[] = [Incompatible.DIRTY, Incompatible.CORRUPT]
     const clean = this.leaks && this.left === 0
     const wasMarked = this.#features?.some((bit) => marks.includes(bit))
     if (this.#features && (this.#marked || (clean && wasMarked)))
       this.#write(clean ? this.#features.filter((bit) => !marks.includes(bit)) : this.#features)
+    return clean
   }
 
   /** Writes bytes that mend something. */
@@ -124,7 +130,13 @@ export class Mending {
   #copy({ from, length, entry }: Copy, at: number): void {
     this.#copied += length
     const bytes = new Uint8Array(length)
-    this.storage.read(bytes, 0, length, from)
-    this.write(entry(this.append(bytes)), at)
+    if (from !== undefined) this.storage.read(bytes, 0, length, from)
+    const place = this.append(bytes)
+    this.write(entry(place), at)
+    this.moved.add(at)
+    // Of a table, its entries lie elsewhere now.
+    if (from !== undefined)
+      for (const other of [...this.moved])
+        if (other >= from && other < from + length) this.moved.add(other - from + place)
   }
 }

@@ -28,6 +28,7 @@ export function shapeOf(header: Header): Shape {
     clusterSize: 2 ** header.clusterBits,
     extendedL2: header.incompatible.includes(Incompatible.EXTENDED_L2),
     dataFile: header.incompatible.includes(Incompatible.DATA_FILE),
+    shows: header.version < 3 && header.backingName !== undefined,
     placed: header.cryptMethod === Crypt.LUKS,
     size: header.size,
   }

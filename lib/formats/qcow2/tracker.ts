@@ -73,7 +73,8 @@ export function makeRecorder(
 ): BitmapRecorder<TrackedBitmap> {
   const { tracked: bitmaps, clusterSize } = layout
   const bits = new Region(context.metadata, context.files[0]!, 0, 0, Order.L2)
-  return new BitmapRecorder({ bitmaps, table: new BitmapTables(layout, context), bits, clusterSize, take })
+  const putBack = (cluster: number) => context.space!.putBack(cluster, clusterSize)
+  return new BitmapRecorder({ bitmaps, table: new BitmapTables(layout, context), bits, clusterSize, take, putBack })
 }
 
 class BitmapTables implements BitmapTable<TrackedBitmap> {
@@ -98,6 +99,10 @@ class BitmapTables implements BitmapTable<TrackedBitmap> {
         offset: at,
       })
     return offset
+  }
+
+  touch(bitmap: TrackedBitmap, index: number): void {
+    this.#table.touch(this.#at(bitmap, index), ENTRY_BYTES)
   }
 
   set(bitmap: TrackedBitmap, index: number, cluster: number): void {

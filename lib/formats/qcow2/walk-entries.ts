@@ -17,7 +17,7 @@ import {
   ZERO,
 } from './entries.js'
 import { entryBytes, hexOf } from './pieces.js'
-import type { Fault, OnFault, Seen, Shape } from './walk.js'
+import type { EndFor, Fault, OnFault, Seen, Shape } from './walk.js'
 
 export interface Subclusters {
   readonly zero: number
@@ -31,11 +31,13 @@ export class EntryWalk {
   readonly #shape: Shape
   readonly #counts: Counts
   readonly #fault: OnFault
+  readonly #endFor: EndFor
   readonly #seen: Seen | undefined
   readonly #weight: number
   #next = 0
 
-  constructor(shape: Shape, counts: Counts, fault: OnFault, seen: Seen | undefined, weight: number) {
+  constructor(shape: Shape, counts: Counts, fault: OnFault, endFor: EndFor, seen: Seen | undefined, weight: number) {
+    this.#endFor = endFor
     this.#shape = shape
     this.#counts = counts
     this.#fault = fault
@@ -53,10 +55,12 @@ export class EntryWalk {
     this.#fault({ severity: 'corruption', what, message, offset: at, guest, ...more })
   }
 
-  /** What an entry becomes whose data are nowhere: what they were reads as zeros. */
-  #dropped({ zero, data }: Subclusters): Uint8Array {
-    if (this.#shape.extendedL2) return Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)])
-    return entryBytes(0, this.#shape.version < 3 ? 0 : ZERO)
+  /** How an entry is mended whose data are nowhere: what they were reads as zeros, and not as an old parent. */
+  #dropped({ zero, data }: Subclusters): Pick<Fault, 'replace' | 'copy'> {
+    const { extendedL2, version, shows, clusterSize } = this.#shape
+    if (extendedL2) return { replace: Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)]) }
+    if (!shows) return { replace: entryBytes(0, version < 3 ? 0 : ZERO) }
+    return { copy: { from: undefined, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to)) } }
   }
 
   #compressed(at: number, guest: number, high: number, low: number, { zero, data }: Subclusters): void {
@@ -65,11 +69,9 @@ export class EntryWalk {
     const length = compressedLength(high, low, clusterBits)
     const last = Math.floor((offset + length - 1) / clusterSize)
     const shown = `(${length} compressed bytes at ${offset})`
-    if (dataFile || last >= this.#counts.clusters || offset < clusterSize) {
+    if (dataFile || last >= this.#endFor(at) || offset < clusterSize) {
       const why = dataFile ? 'is compressed, which images with a data file cannot have' : 'is not in the file'
-      this.#report('l2-entry', `${shown} ${why}`, at, guest, {
-        replace: this.#dropped({ zero: 0, data: ALL_SUBCLUSTERS }),
-      })
+      this.#report('l2-entry', `${shown} ${why}`, at, guest, this.#dropped({ zero: 0, data: ALL_SUBCLUSTERS }))
       return
     }
     if (zero !== 0 || data !== 0)
@@ -113,9 +115,7 @@ export class EntryWalk {
     if (this.#shape.dataFile) this.#external(at, guest, high, low)
     else if (offset !== 0) this.#host(at, guest, high, low, subclusters)
     else if (data !== 0)
-      this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, {
-        replace: this.#dropped(subclusters),
-      })
+      this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, this.#dropped(subclusters))
   }
 
   /** In a data file, data is where it is on the disk. */
@@ -134,13 +134,11 @@ export class EntryWalk {
     const offset = hostOffset(high, low)
     const cluster = offset / clusterSize
     const aligned = offset % clusterSize === 0
-    if (!aligned || cluster >= this.#counts.clusters) {
+    if (!aligned || cluster >= this.#endFor(at)) {
       const zeros = !extendedL2 && version >= 3 && (low & ZERO) !== 0
       const kind = zeros ? 'preallocated cluster' : 'data'
       const why = aligned ? `beyond the end of the file` : `which is not at a cluster`
-      this.#report('l2-entry', `has its ${kind} at byte ${offset}, ${why}`, at, guest, {
-        replace: this.#dropped(subclusters),
-      })
+      this.#report('l2-entry', `has its ${kind} at byte ${offset}, ${why}`, at, guest, this.#dropped(subclusters))
       return
     }
     this.#count(offset)

@@ -22,6 +22,8 @@ export interface Shape {
   readonly extendedL2: boolean
   /** Guest data lies in a file of its own. */
   readonly dataFile: boolean
+  /** Where it is not allocated it reads as a parent, and there is no entry for zeros. */
+  readonly shows: boolean
   /** Data is encrypted by where in the file it lies, and cannot be moved. */
   readonly placed: boolean
   /** Of the disk, in bytes. */
@@ -60,7 +62,8 @@ export interface Roots {
 
 /** Bytes of the file that an entry refers to. */
 export interface Copy {
-  readonly from: number
+  /** Byte offset; undefined: they are nowhere, and zeros. */
+  readonly from: number | undefined
   readonly length: number
   /** What the entry becomes with a copy at this byte, at the beginning of a cluster. */
   entry(to: number): Uint8Array
@@ -96,10 +99,22 @@ export interface Walked {
   readonly tables: readonly L1Table[]
 }
 
+/**
+ * What the file was before anything was mended: what an entry says of a place behind its end is wrong, and stays so when
+ * something else is put there.
+ */
+export interface Origin {
+  readonly clusters: number
+  /** Entries, by their byte offsets, that were given new places. */
+  readonly moved: ReadonlySet<number>
+}
+
 /** @throws UNSUPPORTED where counting takes too much memory, CORRUPT where L1 tables are one over another a hundred times */
-export function walk(storage: Storage, shape: Shape, roots: Roots, fault: OnFault = () => {}): Walked {
+export function walk(storage: Storage, shape: Shape, roots: Roots, fault: OnFault = () => {}, origin?: Origin): Walked {
   const counts = new Counts(Math.ceil(storage.size() / shape.clusterSize), storage.path)
-  const walker = new Walker(storage, shape, counts, fault)
+  const endFor = (entry: number) =>
+    origin === undefined || origin.moved.has(entry) ? counts.clusters : origin.clusters
+  const walker = new Walker(storage, shape, counts, fault, endFor)
   const tables = walker.roots(roots)
   for (const table of tables) walker.countL2(table)
   const own = walker.bitmaps(roots.bitmaps)
@@ -112,7 +127,7 @@ export function walk(storage: Storage, shape: Shape, roots: Roots, fault: OnFaul
 /** What `walk` will say of L1 tables and of what is in one piece, without a look at what they refer to. */
 export function examine(storage: Storage, shape: Shape, roots: Roots, fault: OnFault): void {
   const counts = new Counts(Math.ceil(storage.size() / shape.clusterSize), storage.path)
-  new Walker(storage, shape, counts, fault).roots(roots)
+  new Walker(storage, shape, counts, fault, () => counts.clusters).roots(roots)
 }
 
 export function l2EntrySize({ extendedL2 }: Shape): number {
@@ -137,14 +152,19 @@ export function l2TableAt(
   return offset
 }
 
+/** The number of the cluster before which what an entry refers to has to lie, by the entry's byte offset. */
+export type EndFor = (entry: number) => number
+
 class Walker {
   readonly seen: Seen = { allocated: 0, fragmented: 0, compressed: 0 }
   readonly #storage: Storage
   readonly #shape: Shape
   readonly #counts: Counts
   readonly #fault: OnFault
+  readonly #endFor: EndFor
 
-  constructor(storage: Storage, shape: Shape, counts: Counts, fault: OnFault) {
+  constructor(storage: Storage, shape: Shape, counts: Counts, fault: OnFault, endFor: EndFor) {
+    this.#endFor = endFor
     this.#storage = storage
     this.#shape = shape
     this.#counts = counts
@@ -219,8 +239,15 @@ class Walker {
       const guest = index * l2Span(this.#shape)
       const place = hostOffset(high, low)
       const entry = `entry ${index} of ${name} (${hexOf(high, low)})`
-      if (place === 0 && (high & ~COPIED) === 0 && low === 0) return
-      if (place % clusterSize !== 0 || place / clusterSize >= this.#counts.clusters || place === 0) {
+      if (place === 0 && (high & ~COPIED) === 0 && low === 0) {
+        // It reads as nothing here; QEMU takes the header for its table.
+        this.#report('l1-entry', `${entry} has COPIED set, and refers to nothing`, at, {
+          guest,
+          replace: entryBytes(0, 0),
+        })
+        return
+      }
+      if (place % clusterSize !== 0 || place / clusterSize >= this.#endFor(at) || place === 0) {
         const why = place % clusterSize !== 0 ? 'is not at a cluster' : 'is not in the file'
         this.#report('l1-entry', `the L2 table of ${entry} ${why}`, at, {
           guest,
@@ -245,7 +272,7 @@ class Walker {
 
   countData({ offset, entries, active }: L1Table): void {
     eachEntry(this.#storage, offset, entries, (index, high, low) => {
-      const place = l2TableAt(this.#shape, this.#counts, high, low)
+      const place = l2TableAt(this.#shape, { clusters: this.#endFor(offset + index * 8) }, high, low)
       if (place === undefined || !this.#counts.once(place / this.#shape.clusterSize)) return
       this.#countTable(place, index * l2Span(this.#shape), active)
     })
@@ -255,7 +282,14 @@ class Walker {
     const { clusterSize } = this.#shape
     const size = l2EntrySize(this.#shape)
     const weight = this.#counts.of(table / clusterSize)
-    const entries = new EntryWalk(this.#shape, this.#counts, this.#fault, active ? this.seen : undefined, weight)
+    const entries = new EntryWalk(
+      this.#shape,
+      this.#counts,
+      this.#fault,
+      this.#endFor,
+      active ? this.seen : undefined,
+      weight,
+    )
     for (const { at, bytes } of pieces(this.#storage, table, clusterSize, size))
       for (let i = 0; i < bytes.length; i += size) {
         const high = bytes.readUInt32BE(i)

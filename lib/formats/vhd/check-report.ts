@@ -1,7 +1,18 @@
 /** What a check tells, and whether it mends what it tells. */
 
 import type { CheckContext, Finding, Severity } from '../driver.js'
-import type { FooterFault } from './check-footer.js'
+import type { FooterFault, JudgedFooter } from './check-footer.js'
+import type { VhdRepair } from './repair.js'
+
+/** A check of a disk with blocks, whose footer was looked at. */
+export interface GrowingCheck {
+  readonly context: CheckContext
+  readonly judged: JudgedFooter
+  /** Bytes of the disk. */
+  readonly size: number
+  readonly report: VhdReport
+  readonly repair: VhdRepair
+}
 
 export class VhdReport {
   /** Everything that can be mended without guessing is mended. Turned off where the image contradicts itself. */

@@ -34,6 +34,9 @@ export class Growth {
     const { state, metadata, space, files } = this.#context
     const storage = this.#storage
     const limit = storage.size()
+    const { logOffset, logLength } = this.#layout.header
+    // It may lie in a hole, where the file was copied; a commit is not to fail for that.
+    storage.reserve(logOffset, logLength)
     const { end, gaps } = scanTable(this.#layout, storage, limit)
     this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: this.#layout.nextDataWriteGuid })
     // A crash may have left data there that nothing refers to.
