@@ -8,8 +8,8 @@ t.setTimeout(600_000)
 
 const PLAN: Plan = {
   operations: 50,
-  losses: { life: 120, operation: 12, chain: 8 },
-  moments: 12,
+  losses: { life: 100, operation: 10, chain: 8 },
+  moments: 10,
   goingOn: 12,
   qemu: 150,
   long: false,

@@ -59,7 +59,8 @@ function withSnapshot(variant: Variant, random: () => number): Beginning | undef
   if (!tools) return undefined
   const chain = used(variant, random)
   const { layout, files } = openedAlone(variant.format, chain.storages[0]!)
-  tools.create(layout, files, 'kept')
+  const id = tryTo(() => tools.create(layout, files, 'kept'))
+  if (id === undefined) return undefined
   const kept = chain.contents.slice()
   const keeps = (storages: readonly Storage[]) => {
     const image = openStorages(storages, { readOnly: true, secret, snapshot: 'kept' })

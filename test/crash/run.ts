@@ -16,6 +16,9 @@ const PLAN: Plan = {
   long: true,
 }
 
+/** Every so many states it says how far it is. */
+const TOLD = 1000
+
 const { values } = parseArgs({
   options: {
     format: { type: 'string' },
@@ -45,6 +48,7 @@ for (const { name } of formats) {
     for (const sweep of sweeps(name, seed))
       for (const wrong of sweep) {
         states++
+        if (states % TOLD === 0) process.stderr.write(`${name}: ${states} states so far\n`)
         if (wrong === undefined) continue
         console.log(wrong)
         failures++

@@ -3,6 +3,8 @@
 import t from 'tap'
 import type { Backing } from '../../lib/formats/driver.js'
 import { findFormat } from '../../lib/formats/registry.js'
+import { layersOver, openStorages } from '../../lib/image/open.js'
+import { resizeLayer } from '../../lib/image/resize.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import { check } from '../crash/scenario.js'
@@ -55,4 +57,36 @@ t.test('qcow2: a name of a parent that lies behind the first sector is never tor
 t.test('vhd: the header that names the parent, of two sectors, is never torn', async (t) => {
   const names = ['/folder/a', '/folder/another'] as const
   t.same(parentsSeen('vhd', ['block_size=4K'], names), new Set(names.map((name) => `${name} `)))
+})
+
+t.test('vhd: a resize between the footer and its copy is a warning, and ended by whoever writes', async (t) => {
+  const vhd = findFormat('vhd')
+  const image = memory('image')
+  create(vhd, image, SIZE, ['block_size=4K'])
+  const recorder = new Recorder()
+  const [layer] = layersOver([recorder.record(image)])
+  resizeLayer(layer!, 2 * SIZE, () => [])
+  const ends: Record<string, (storage: MemoryStorage) => void> = {
+    'opening for writing': (storage) => openStorages([storage]).close(),
+    'check --repair leaks': (storage) => void check(vhd, storage, 'leaks'),
+    'check --repair all': (storage) => void check(vhd, storage, 'all'),
+  }
+  const between = () => {
+    const states = Array.from({ length: recorder.length + 1 }, (_, moment) => recorder.prefix(moment)[0]!)
+    return states.filter((storage) => check(vhd, storage, 'none').some(({ what }) => what === 'footer-differs'))
+  }
+  t.equal(between().length, 1, 'the two are written one after the other')
+  for (const [name, end] of Object.entries(ends)) {
+    const [storage] = between()
+    const { size } = openStorages([storage!], { readOnly: true })
+    t.match(check(vhd, storage!, 'none'), [{ severity: 'warning', what: 'footer-differs', repairable: true }])
+    end(storage!)
+    t.same(check(vhd, storage!, 'none'), [], name)
+    t.equal(openStorages([storage!], { readOnly: true }).size, size, 'the one at the end counts')
+    const copy = new Uint8Array(512)
+    const footer = new Uint8Array(512)
+    storage!.read(copy, 0, 512, 0)
+    storage!.read(footer, 0, 512, storage!.size() - 512)
+    t.same(copy, footer)
+  }
 })
