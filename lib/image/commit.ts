@@ -9,13 +9,14 @@
  */
 
 import { dirname, resolve } from 'node:path'
-import type { Backing, ByteRange } from '../formats/driver.js'
+import type { Backing } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, imageOver, type Secret } from './open.js'
+import { resizeLayer, tryOpening } from './resize.js'
 
 /** Copied at a time. */
 const PIECE = MiB
@@ -47,8 +48,8 @@ export function commitImage(path: string, options: CommitOptions = {}): { parent
     if (!own.format.empty && !options.keep)
       throw new VdiskError('UNSUPPORTED', `images of format ${own.format.name} cannot be emptied`, { path })
     const into = { ...writing, format: parent.format, backingDirs: [...backingDirs, dirname(path)] }
-    const left = growParent(own, parent.path, into)
-    const written = copyDown(own, parent.path, into, left, options)
+    growParent(own, parent.path, into)
+    const written = copyDown(own, parent.path, into, options)
     tell(own, backingAt(parent.path, parent.format, { backingDirs, parents: false }), 'after')
     if (!options.keep) own.format.empty!(own.opened.layout, filesOf(own))
     return { parent: parent.path, written }
@@ -91,26 +92,20 @@ function reopened({ format, storage, files, path }: Layer): unknown {
   return format.open(context).layout
 }
 
-/** @returns what of the parent must be zeroed when it is a disk again */
-function growParent(own: Layer, parent: string, options: ChainOptions): ByteRange | undefined {
+function growParent(own: Layer, parent: string, options: ChainOptions): void {
   const layers = openChain(parent, options)
   try {
     const below = layers[0]!
-    if (below.opened.size >= own.opened.size) return undefined
-    const { format, opened } = below
+    if (below.opened.size >= own.opened.size) return
+    const { format } = below
     if (!format.resize)
       throw new VdiskError('UNSUPPORTED', `it is smaller than its child, and format ${format.name} cannot grow`, {
         path: parent,
       })
+    // Whether all can be read and written later: a key may be missing.
+    tryOpening(own.path, { ...options, format: own.format.name })
     tell(own, backingOf(below), 'before')
-    let left: ByteRange | undefined
-    format.resize(opened.layout, filesOf(below), own.opened.size, {
-      below: () => layers[1]?.opened.size ?? 0,
-      zeroLater: (range) => {
-        left = range
-      },
-    })
-    return left
+    resizeLayer(below, own.opened.size, () => layers.slice(1))
   } finally {
     closeLayers(layers)
   }
@@ -121,19 +116,12 @@ function backingOf({ path, format, opened }: Layer): Backing {
 }
 
 /** @returns the bytes of data that were written */
-function copyDown(
-  own: Layer,
-  parent: string,
-  into: ChainOptions,
-  left: ByteRange | undefined,
-  options: CommitOptions,
-): number {
+function copyDown(own: Layer, parent: string, into: ChainOptions, options: CommitOptions): number {
   const layers = openChain(parent, into)
   let target: Image | undefined
   try {
     tell(own, backingOf(layers[0]!), 'before')
     target = imageOver(layers)
-    if (left) target.zero(left.start, left.length, false)
     // Never closed: its file is the caller's.
     const source = imageOver([own], { readOnly: true })
     const written = copyOwn(source, target, options)

@@ -7,7 +7,8 @@ import type { Storage } from '../storage/storage.js'
 import { printable, VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, detectFormat, type Layer, openChain } from './chain.js'
-import { Image, type ImageShape, type LayerHandle } from './image.js'
+import { Image } from './image.js'
+import type { ImageShape, LayerHandle } from './stack.js'
 
 /** What the sectors of a disk are that does not say so. */
 const SECTOR = 512
@@ -98,18 +99,23 @@ export function imageOver(layers: readonly Layer[], options: OpenOptions = {}): 
  * @throws VdiskError; the storages stay open then.
  */
 export function openStorages(storages: readonly Storage[], options: OpenOptions = {}): Image {
-  const layers = storages.map((storage, depth): Layer => {
+  return imageOver(layersOver(storages, options), options)
+}
+
+/** The layers of such an image. */
+export function layersOver(storages: readonly Storage[], options: OpenOptions = {}): Layer[] {
+  return storages.map((storage, depth): Layer => {
     const { path } = storage
     const name = depth === 0 ? options.format : undefined
+    const snapshot = depth === 0 ? options.snapshot : undefined
     const format = name === undefined ? detectFormat(storage) : findFormat(name)
     const readOnly = depth > 0 || (options.readOnly ?? false)
     const warn = (message: string) => options.warn?.(printable(`${path}: ${message}`))
     const secret = secretFunction(options.secret)
-    const opened = format.open({ storage, path, readOnly, ...(secret && { secret }), warn })
+    const opened = format.open({ storage, path, readOnly, snapshot, ...(secret && { secret }), warn })
     const guessedRaw = name === undefined && format.name === 'raw'
-    return { path, format, guessedRaw, storage: opened.storage ?? storage, files: [], snapshot: undefined, opened }
+    return { path, format, guessedRaw, storage: opened.storage ?? storage, files: [], snapshot, opened }
   })
-  return imageOver(layers, options)
 }
 
 function filesOf(layer: Layer): Storage[] {

@@ -1,9 +1,8 @@
 /** Gives an image another size, whatever its format. */
 
-import type { ByteRange } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
-import { type ChainOptions, closeLayers, openChain } from './chain.js'
-import { chainOptions, type OpenOptions, openImage, type Secret } from './open.js'
+import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
+import { chainOptions, imageOver, openImage, type Secret } from './open.js'
 
 export interface ResizeRequest {
   /** Bytes: the new size, or with `relative` how much larger (or, below 0, smaller) it becomes. */
@@ -25,48 +24,51 @@ export interface ResizeRequest {
 export function resizeImage(path: string, request: ResizeRequest): { before: number; after: number } {
   const { format, backingDirs, secret, warn } = request
   const options = { format, readOnly: false, secret, ...(backingDirs && { backingDirs }), ...(warn && { warn }) }
-  const { before, after, left } = resizeLayer(path, request, options)
-  if (left) {
-    const image = openImage(path, options)
-    try {
-      image.zero(left.start, left.length, false)
-      image.flush()
-    } finally {
-      image.close()
-    }
-  }
-  return { before, after }
-}
-
-function resizeLayer(
-  path: string,
-  request: ResizeRequest,
-  options: OpenOptions,
-): { before: number; after: number; left: ByteRange | undefined } {
   const chain = chainOptions(options)
   const layers = openChain(path, { ...chain, parents: false })
+  let parents: readonly Layer[] | undefined
   try {
-    const { format: kind, opened, storage, files } = layers[0]!
-    const before = opened.size
+    const top = layers[0]!
+    const before = top.opened.size
     const after = request.relative ? before + request.size : request.size
     if (after <= 0) throw new VdiskError('USAGE', `a size of ${after} bytes: expected more than 0`, { path })
-    if (!kind.resize) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} cannot be resized`, { path })
+    if (!top.format.resize)
+      throw new VdiskError('UNSUPPORTED', `images of format ${top.format.name} cannot be resized`, { path })
     if (after < before && !request.shrink)
       throw new VdiskError('USAGE', `from ${before} to ${after} bytes: what is cut off is lost; say --shrink`, { path })
-    if (after === before) return { before, after, left: undefined }
-    let left: ByteRange | undefined
-    kind.resize(opened.layout, [storage, ...files], after, {
-      below: () => parentSize(path, chain),
-      zeroLater: (range) => {
-        // Whether that can be done is found out before anything is changed.
-        openImage(path, { ...options, readOnly: true, lock: false, warn: () => {} }).close()
-        left = range
-      },
+    if (after === before) return { before, after }
+    resizeLayer(top, after, () => {
+      parents ??= parentsOf(path, chain)
+      return parents
     })
-    return { before, after: sizeOf(path, chain), left }
+    return { before, after: sizeOf(path, chain) }
   } finally {
-    closeLayers(layers)
+    closeLayers([...layers, ...(parents ?? [])])
   }
+}
+
+/**
+ * Gives an open layer, which nothing was written to yet, another size. It is not what it was opened as after that.
+ * @param parents gives the layers below it, top first; asked only where they count
+ * @throws UNSUPPORTED where the format cannot do it; what the format throws
+ */
+export function resizeLayer(layer: Layer, size: number, parents: () => readonly Layer[]): void {
+  const { format, opened, storage, files, path } = layer
+  if (!format.resize) throw new VdiskError('UNSUPPORTED', `images of format ${format.name} cannot be resized`, { path })
+  format.resize(opened.layout, [storage, ...files], size, {
+    below: () => parents()[0]?.opened.size ?? 0,
+    zeroBehind: (layout, { start, length }) => {
+      const longer = { ...layer, opened: { ...opened, layout, size: start + length } }
+      const image = imageOver([longer, ...parents()])
+      image.zero(start, length, false)
+      image.finish()
+    },
+  })
+}
+
+/** Opens an image as a disk, to find out before anything is changed whether that can be done. @throws what it throws */
+export function tryOpening(path: string, chain: ChainOptions): void {
+  openImage(path, { ...chain, readOnly: true, lock: false, syncAtClose: false, warn: () => {} }).close()
 }
 
 /** The size that an image has now: a format may round what it was asked for. */
@@ -79,12 +81,9 @@ function sizeOf(path: string, options: ChainOptions): number {
   }
 }
 
-/** Bytes of the disk under this one; 0: there is none. @throws what opening the parents throws */
-function parentSize(path: string, chain: ChainOptions): number {
-  const layers = openChain(path, { ...chain, readOnly: true, lock: false, warn: () => {} })
-  try {
-    return layers[1]?.opened.size ?? 0
-  } finally {
-    closeLayers(layers)
-  }
+/** The layers under this one. @throws what opening them throws */
+function parentsOf(path: string, chain: ChainOptions): Layer[] {
+  const [top, ...parents] = openChain(path, { ...chain, readOnly: true, lock: false, warn: () => {} })
+  closeLayers([top!])
+  return parents
 }

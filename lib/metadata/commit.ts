@@ -113,7 +113,7 @@ export class Committer {
 
   #run(number: number): void {
     const metadata = this.#metadata
-    metadata.countSync()
+    metadata.writeBack.countSync()
     const staged = this.#snapshot()
     if (trace.enabled) trace('commit %d: %d sectors of metadata', number, staged.length)
     let written = false

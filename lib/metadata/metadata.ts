@@ -1,6 +1,6 @@
 /**
- * The shared metadata of an open image as one thread sees it: the cached pages, the lock around them, the room for
- * changes, and how a page that is missing is read.
+ * The shared metadata of an open image as one thread sees it: the cached pages, the lock around them, and the room
+ * for changes.
  *
  * Rules that keep it free of deadlock: the lock is never held over I/O; nobody waits for a commit, for a guest range or
  * for growth while inside an epoch, but for growth, which waits for nothing; a commit waits for epochs only.
@@ -8,36 +8,13 @@
 
 import type { FileRef } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
-import { makeTrace } from '../util/trace.js'
-import { NONE, PageCache, sectorMask } from './cache.js'
+import { PageCache } from './cache.js'
 import { type BatchWriter, Committer } from './commit.js'
+import { Filler, PageMiss } from './fill.js'
 import { Epochs, Mutex, Ranges, RwLock } from './lock.js'
-import { Control, HITS_STRIDE, PAGE, type SharedShape, type SharedViews, viewShared } from './shared.js'
+import { Control, HITS_STRIDE, type SharedShape, type SharedViews, viewShared } from './shared.js'
 import { SpaceList } from './space.js'
-
-const trace = makeTrace('metadata')
-
-/** Bytes to sectors. */
-const SECTOR_SHIFT = 9
-
-/** How long a thread sleeps before it looks again whether another has filled the page that it wants. */
-const FILL_NAP_MS = 100
-
-/** Where no more than this is written between commits, the next one is expected soon. Sectors: 64 MiB. */
-const OFTEN = 2 ** 17
-/** Then write-back begins whenever so much was written: 2 to this power sectors, 1 MiB. */
-const EARLY_SHIFT = 11
-
-/** Thrown where metadata is needed that is not cached: the caller lets go of the lock, calls `load`, tries again. */
-export class PageMiss {
-  file: FileRef | undefined
-  page = 0
-  /** The structure's bounds: only its sectors become valid. */
-  start = 0
-  end = 0
-  /** It is to be changed: the host has to set room aside for it as well. */
-  secure = false
-}
+import { WriteBack } from './write-back.js'
 
 /** What `Metadata.counts` tells, since the image was opened. */
 export interface MetadataCounts {
@@ -61,14 +38,15 @@ export class Metadata {
   readonly growth: Mutex
   readonly cache: PageCache
   readonly space: SpaceList
-  readonly miss = new PageMiss()
+  readonly writeBack: WriteBack
+  /** Filled in by who throws it. */
+  readonly miss: PageMiss
   readonly shape: SharedShape
   /** This thread's count of what it found in the cache, at index 0. */
   readonly hits: Float64Array
   readonly #views: SharedViews
-  readonly #writable: readonly FileRef[]
+  readonly #filler: Filler
   readonly #committer: Committer
-  readonly #scratch = new Uint8Array(PAGE)
   #sectorLimit: number
   readonly #pageLimit: number
   #changes = 0
@@ -96,8 +74,13 @@ export class Metadata {
     this.ranges = new Ranges(views.rangeWords, views.rangeBounds, thread, shape.threads, this.lock)
     this.growth = new Mutex(views.control, Control.GROWTH_MUTEX, thread, this.lock)
     this.cache = new PageCache(shape, views)
+    this.#filler = new Filler(views, thread, this.lock, this.cache)
+    this.miss = this.#filler.miss
     this.space = new SpaceList(views, this.lock, files, writable[0] ?? 0)
-    this.#writable = writable.map((file) => files[file]!)
+    this.writeBack = new WriteBack(
+      views.control,
+      writable.map((file) => files[file]!),
+    )
     this.#committer = new Committer(this, views, files, writable, writeOut)
     this.#sectorLimit = views.stagedFile.length
     this.#pageLimit = shape.pages / 2
@@ -158,87 +141,9 @@ export class Metadata {
     return this.#changes === 0
   }
 
-  /**
-   * Reads the page that the last miss was about, and secures host room for it where it is to be changed: it may lie in a
-   * hole, and a full host is to fail the change that wants it, not a later commit. No lock held. Other threads that want
-   * the same page wait for the one that came first.
-   * @throws IO where the file cannot be read, NO_SPACE
-   */
+  /** Reads the page that the last miss was about. No lock held. @throws IO where the file cannot be read */
   load(): void {
-    this.#fill()
-    if (this.miss.secure) this.#secure()
-  }
-
-  #secure(): void {
-    const { file, page } = this.miss
-    file!.storage.reserve(page * PAGE, PAGE)
-    this.lock.acquireExclusive()
-    const slot = this.cache.find(file!.index, page)
-    if (slot !== NONE) this.cache.secured[slot] = 1
-    this.lock.releaseExclusive()
-  }
-
-  #fill(): void {
-    const { file, page, start, end } = this.miss
-    const slot = this.#beginFill(file!, page, start, end)
-    if (slot === NONE) return
-    let filled = false
-    try {
-      const got = file!.storage.read(this.#scratch, 0, PAGE, page * PAGE)
-      if (trace.enabled) trace('read page %d of file %d', page, file!.index)
-      if (got < PAGE) this.#scratch.fill(0, got)
-      filled = true
-    } finally {
-      this.#endFill(slot, filled)
-    }
-  }
-
-  /** Claims a slot for filling; NONE where somebody else has filled it or is filling it (then it has waited). */
-  #beginFill(file: FileRef, page: number, start: number, end: number): number {
-    const { valid, fillMask, fillBusy, control, filling } = this.#views
-    this.lock.acquireExclusive()
-    let event: number
-    try {
-      const slot = this.cache.claim(file.index, page)
-      const wanted = sectorMask(page, start, end) & ~valid[slot]!
-      if (wanted === 0) return NONE
-      // Busy also where all that the other reads was forgotten meanwhile: what it has read may be out of date.
-      if (fillBusy[slot] === 0) {
-        fillBusy[slot] = 1
-        fillMask[slot] = wanted
-        filling[this.thread] = 1
-        control[Control.MISSES] = control[Control.MISSES]! + 1
-        return slot
-      }
-      event = Atomics.load(control, Control.FILL_EVENT)
-    } finally {
-      this.lock.releaseExclusive()
-    }
-    Atomics.wait(control, Control.FILL_EVENT, event, FILL_NAP_MS)
-    return NONE
-  }
-
-  #endFill(slot: number, filled: boolean): void {
-    const { data, valid, fillMask, fillBusy, control, filling } = this.#views
-    this.lock.acquireExclusive()
-    try {
-      // What was made or forgotten meanwhile is out of the mask, or valid.
-      const mask = fillMask[slot]! & ~valid[slot]!
-      fillMask[slot] = 0
-      fillBusy[slot] = 0
-      if (filled) {
-        if (mask === 0xff) data.set(this.#scratch, slot * PAGE)
-        else
-          for (let s = 0; s < 8; s++)
-            if ((mask >> s) & 1) data.set(this.#scratch.subarray(512 * s, 512 * s + 512), slot * PAGE + 512 * s)
-        valid[slot] = valid[slot]! | mask
-      }
-      filling[this.thread] = 0
-    } finally {
-      this.lock.releaseExclusive()
-    }
-    Atomics.add(control, Control.FILL_EVENT, 1)
-    Atomics.notify(control, Control.FILL_EVENT)
+    this.#filler.load()
   }
 
   /** A commit of the top layer can take at most so many sectors. Every thread says so before it changes anything. */
@@ -313,25 +218,6 @@ export class Metadata {
   /** To be called after every write to a file of the top layer, before anybody is told that it is done. */
   wrote(file: number): void {
     if (Atomics.load(this.#views.unsynced, file) === 0) Atomics.store(this.#views.unsynced, file, 1)
-  }
-
-  /**
-   * To be called after every write of guest data. Where syncs come often, the host is told early to bring the data to its
-   * disk, so that the next sync has less to wait for.
-   */
-  written(bytes: number): void {
-    const c = this.#views.control
-    const before = Atomics.add(c, Control.WRITTEN, bytes >> SECTOR_SHIFT)
-    if (c[Control.SYNCED_OFTEN] === 0) return
-    if (before >> EARLY_SHIFT === (before + (bytes >> SECTOR_SHIFT)) >> EARLY_SHIFT) return
-    for (const { storage } of this.#writable) storage.startWriteBack?.()
-  }
-
-  /** A commit begins. */
-  countSync(): void {
-    const c = this.#views.control
-    const written = Atomics.exchange(c, Control.WRITTEN, 0)
-    c[Control.SYNCED_OFTEN] = written <= OFTEN ? 1 : 0
   }
 
   /**

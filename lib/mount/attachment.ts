@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
 import type { PartitionTable } from '../partitions/table.js'
+import { entryPoint } from '../util/entry.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
 import { isOn } from './loop.js'
@@ -14,7 +15,7 @@ import { DISK_NAME } from './tree.js'
 
 const trace = makeTrace('mount')
 
-const HELPER = fileURLToPath(new URL('./loop-main.js', import.meta.url))
+const HELPER = fileURLToPath(entryPoint('mount/loop-main.js'))
 
 export interface AttachmentOptions {
   readonly mountpoint: string

@@ -1,7 +1,7 @@
 /** Who keeps a mount busy, as far as /proc and /sys tell: processes, loop devices, mounts below it. */
 
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { relative } from 'node:path'
+import { link, list, read } from './look.js'
 import { isWithin, mounts } from './mounts.js'
 import { describeProcess } from './processes.js'
 
@@ -29,7 +29,7 @@ function loopDevices(mountpoint: string): string[] {
   return list('/sys/block')
     .filter((name) => name.startsWith('loop'))
     .flatMap((name) => {
-      const file = read(`/sys/block/${name}/loop/backing_file`)?.trimEnd()
+      const file = read(`/sys/block/${name}/loop/backing_file`)
       return file && isWithin(file, mountpoint) ? [`/dev/${name} is attached to ${below(mountpoint, file)}`] : []
     })
 }
@@ -62,28 +62,4 @@ function useOf(mountpoint: string, proc: string): string | undefined {
     if (path) return `has ${below(mountpoint, path)} open`
   }
   return read(`${proc}/maps`)?.includes(` ${mountpoint}/`) ? 'has a file of it in its memory' : undefined
-}
-
-function list(folder: string): string[] {
-  try {
-    return readdirSync(folder)
-  } catch {
-    return []
-  }
-}
-
-function read(path: string): string | undefined {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    return undefined
-  }
-}
-
-function link(path: string): string | undefined {
-  try {
-    return readlinkSync(path)
-  } catch {
-    return undefined
-  }
 }

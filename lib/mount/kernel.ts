@@ -6,6 +6,7 @@ import type { CachePolicy } from '../transports/kernel/opens.js'
 import { WorkerPool } from '../transports/kernel/pool.js'
 import { mount as mountKernel } from '../transports/kernel/user-mounting.js'
 import { unmount } from '../transports/unmount.js'
+import { entryPoint } from '../util/entry.js'
 import type { MountOptions } from './registry.js'
 import type { MountTransport, ServeRequest, Serving } from './transports.js'
 import type { WorkerSetup } from './worker.js'
@@ -14,7 +15,7 @@ import type { WorkerSetup } from './worker.js'
 const DEFAULT_WORKERS = 16
 const INITIAL_WORKERS = 2
 
-const ENTRY = new URL('./worker.js', import.meta.url)
+const ENTRY = entryPoint('mount/worker.js')
 
 async function serve(request: ServeRequest): Promise<Serving> {
   const { image, mountpoint, options } = request

@@ -5,12 +5,13 @@
  * of its own. The server starts `loop-main.ts` for it.
  */
 
-import { closeSync, constants, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { closeSync, constants, openSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { addDevicePartition, clearLoop, configureLoop, freeLoop, LoopFlag } from '../native/loop.js'
 import type { Partition } from '../partitions/partition.js'
 import { fromSystem, VdiskError } from '../util/errors.js'
+import { link, list, read } from './look.js'
 import { isWithin, mounts } from './mounts.js'
 import { describeProcess } from './processes.js'
 
@@ -204,29 +205,5 @@ function tryDetach(device: string, force: boolean): boolean {
     throw fromSystem(error, device, 'detach')
   } finally {
     closeSync(fd)
-  }
-}
-
-function list(folder: string): string[] {
-  try {
-    return readdirSync(folder)
-  } catch {
-    return []
-  }
-}
-
-function read(path: string): string | undefined {
-  try {
-    return readFileSync(path, 'utf8').trimEnd()
-  } catch {
-    return undefined
-  }
-}
-
-function link(path: string): string | undefined {
-  try {
-    return readlinkSync(path)
-  } catch {
-    return undefined
   }
 }

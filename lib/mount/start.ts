@@ -2,18 +2,19 @@
 
 import { spawn } from 'node:child_process'
 import { closeSync, openSync, readFileSync, rmSync } from 'node:fs'
+import { createInterface } from 'node:readline'
 import type { Readable } from 'node:stream'
-import { text } from 'node:stream/consumers'
 import { fileURLToPath } from 'node:url'
+import { entryPoint } from '../util/entry.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
 import { newLogPath, type RegistryEntry } from './registry.js'
-import { decodeMessages } from './report.js'
+import { decodeMessages, type Message } from './report.js'
 import type { ServerConfig } from './server.js'
 
 const trace = makeTrace('mount')
 
-const SERVER = fileURLToPath(new URL('./server-main.js', import.meta.url))
+const SERVER = fileURLToPath(entryPoint('mount/server-main.js'))
 
 export type MountRequest = Omit<ServerConfig, 'log'>
 
@@ -27,12 +28,15 @@ export async function startMount(request: MountRequest, warn: (message: string) 
   const log = newLogPath()
   const fd = openSync(log, 'ax', 0o600)
   let mounted = false
+  let ending = ''
+  let stopped: NodeJS.Signals | undefined
   try {
     const config: ServerConfig = { ...request, log }
-    const { messages, ending } = await runChild(config, fd)
-    for (const message of messages) {
-      if (message.type === 'warning') warn(message.text)
-      else if (message.type === 'error') throw new VdiskError(message.code, message.text)
+    const child = await runChild(config, fd, warn)
+    stopped = child.stopped
+    ending = child.ending
+    for (const message of child.messages) {
+      if (message.type === 'error') throw new VdiskError(message.code, message.text)
       else if (message.type === 'ready') {
         mounted = true
         return message.entry
@@ -43,11 +47,18 @@ export async function startMount(request: MountRequest, warn: (message: string) 
   } finally {
     closeSync(fd)
     if (!mounted) rmSync(log, { force: true })
+    // Where nobody else has something to do for it, it ends this process as it would have.
+    if (stopped && !mounted && process.listenerCount(stopped) === 0) process.kill(process.pid, stopped)
   }
 }
 
-/** Starts the server and waits until it is ready, which it says by closing its end of the pipe, or has ended. */
-async function runChild(config: ServerConfig, log: number) {
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
+
+/**
+ * Starts the server and waits until it is ready, which it says by closing its end of the pipe, or has ended. Its warnings
+ * are handed on as they come: an image may take its time. It has a session of its own, so that Ctrl-C has to be handed on.
+ */
+async function runChild(config: ServerConfig, log: number, warn: (message: string) => void) {
   // The arguments are for those who look at the list of processes.
   const child = spawn(process.execPath, [SERVER, config.image, config.mountpoint ?? 'attached'], {
     argv0: 'vdiskfs',
@@ -59,14 +70,29 @@ async function runChild(config: ServerConfig, log: number) {
     child.on('error', reject)
     child.on('exit', (code, signal) => resolve(signal ?? `exit code ${code}`))
   })
-  child.stdin!.on('error', (error) => trace('the server did not read its configuration: %O', error))
-  child.stdin!.end(JSON.stringify(config))
-  const report = child.stdio[3] as Readable
-  const words = text(report)
-  const messages = decodeMessages(await Promise.race([words, exited.then(() => words)]))
-  trace('server %d says %o', child.pid, messages)
-  const ready = messages.at(-1)?.type === 'ready'
-  const ending = ready ? '' : await exited
-  child.unref()
-  return { messages, ending }
+  let stopped: NodeJS.Signals | undefined
+  const stop = (signal: NodeJS.Signals) => {
+    stopped ??= signal
+    child.kill(signal)
+  }
+  for (const signal of SIGNALS) process.on(signal, stop)
+  try {
+    child.stdin!.on('error', (error) => trace('the server did not read its configuration: %O', error))
+    child.stdin!.end(JSON.stringify(config))
+    const messages: Message[] = []
+    const heard = (async () => {
+      for await (const line of createInterface({ input: child.stdio[3] as Readable }))
+        for (const message of decodeMessages(line))
+          if (message.type === 'warning') warn(message.text)
+          else messages.push(message)
+    })()
+    await Promise.race([heard, exited.then(() => heard)])
+    trace('server %d says %o', child.pid, messages)
+    const ready = messages.at(-1)?.type === 'ready'
+    const ending = ready ? '' : await exited
+    child.unref()
+    return { messages, ending, stopped }
+  } finally {
+    for (const signal of SIGNALS) process.off(signal, stop)
+  }
 }

@@ -1,7 +1,8 @@
 /** What a worker thread of the kernel transport runs: its own view of the image, shown as files, served until the end. */
 
 import { workerData } from 'node:worker_threads'
-import { Image, type ImageHandle } from '../image/image.js'
+import { Image } from '../image/image.js'
+import type { ImageHandle } from '../image/stack.js'
 import { serve, type WorkerContext } from '../transports/kernel/device.js'
 import { ImageTree, type TreeSettings } from './tree.js'
 

@@ -1,7 +1,7 @@
 /** Storages in other threads: a view of what a handle describes. */
 
 import { FaultStorage } from './fault.js'
-import { FileStorage } from './file.js'
+import { FileStorage } from './file-storage.js'
 import { MemoryStorage } from './memory.js'
 import { ReplayedStorage } from './replayed.js'
 import type { Storage, StorageHandle } from './storage.js'

@@ -1,12 +1,12 @@
 // What a lookup in the metadata cache costs: nanoseconds for a hit, bare, with the shared lock taken around each, and
 // with several workers that all do that all the time.
-//   npm run build && node scripts/bench/cache.mjs [--json] [WORKERS]
+//   npm run bench:cache -- [--json] [WORKERS]
 
 import { availableParallelism } from 'node:os'
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads'
-import { Metadata } from '../../dist/metadata/metadata.js'
-import { Region } from '../../dist/metadata/region.js'
-import { makeShared } from '../../dist/metadata/shared.js'
+import { Metadata } from '../../build/lib/metadata/metadata.js'
+import { Region } from '../../build/lib/metadata/region.js'
+import { makeShared } from '../../build/lib/metadata/shared.js'
 
 /** A table of 4-byte entries, 16 MiB of it: half of the default cache. */
 const TABLE_BYTES = 16 * 2 ** 20

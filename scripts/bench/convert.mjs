@@ -3,15 +3,13 @@
 // `vdiskfs convert` does: both are measured, and the ratio is to the one that does the same.
 //   npm run build && node scripts/bench/convert.mjs [--size MiB] [--rounds N] [--only FROM:TO[:c]] [--dir DIR] [--json]
 
-import { spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
-import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs'
+import { closeSync, ftruncateSync, openSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { BIN, median, must, temporaryFolder, vdiskfs } from './lib.mjs'
 
-const BIN = fileURLToPath(new URL('../../bin/vdiskfs.js', import.meta.url))
 const MiB = 2 ** 20
 const QEMU = { raw: 'raw', vhd: 'vpc', vhdx: 'vhdx', qcow2: 'qcow2', parallels: 'parallels' }
 
@@ -25,14 +23,7 @@ const { values } = parseArgs({
   },
 })
 const rounds = Number(values.rounds)
-const folder = mkdtempSync(join(values.dir, 'vdiskfs-bench-'))
-process.on('exit', () => rmSync(folder, { recursive: true, force: true }))
-for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, () => process.exit(1))
-
-function must(command, args) {
-  const { status, stderr, error } = spawnSync(command, args, { encoding: 'utf8' })
-  if (status !== 0) throw new Error(`${command} ${args.join(' ')}: ${error ?? stderr.trim()}`)
-}
+const folder = temporaryFolder(values.dir)
 
 /** Every other MiB holds data: half of it at random, half of it text, which can be compressed. */
 function makeDisk(path) {
@@ -47,13 +38,11 @@ function makeDisk(path) {
 /** Seconds that a command takes. What was written before does not count. */
 function time(command, args, target) {
   rmSync(target, { force: true })
-  must('sync', [])
+  must('sync')
   const start = process.hrtime.bigint()
-  must(command, args)
+  must(command, ...args)
   return Number(process.hrtime.bigint() - start) / 1e9
 }
-
-const median = (list) => [...list].sort((a, b) => a - b)[list.length >> 1]
 
 function measure(from, to, compressed) {
   const source = join(folder, `source.${from}`)
@@ -75,8 +64,8 @@ function measure(from, to, compressed) {
 }
 
 function known() {
-  const { stdout } = spawnSync(process.execPath, [BIN, 'create', '--help'], { encoding: 'utf8' })
-  return Object.keys(QEMU).filter((format) => stdout.includes(`Format ${format}`))
+  const help = vdiskfs('create', '--help')
+  return Object.keys(QEMU).filter((format) => help.includes(`Format ${format}`))
 }
 
 const formats = known()
@@ -86,7 +75,7 @@ const wanted = pairs.filter((pair) => !values.only || new RegExp(`^(${values.onl
 makeDisk(join(folder, 'source.raw'))
 for (const format of new Set(wanted.map(([from]) => from))) {
   if (format === 'raw') continue
-  must('qemu-img', ['convert', '-O', QEMU[format], join(folder, 'source.raw'), join(folder, `source.${format}`)])
+  must('qemu-img', 'convert', '-O', QEMU[format], join(folder, 'source.raw'), join(folder, `source.${format}`))
 }
 const results = []
 if (!values.json) console.log('from       to              vdiskfs     qemu  qemu, flushed    ratio')

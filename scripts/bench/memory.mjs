@@ -1,44 +1,33 @@
 // Opening must not cost more for a large disk than for a small one: time to mount, and resident memory of the server,
-// for an empty VHD of 1 GiB against one of 2040 GiB, right after mounting and after reads all over the disk. And what
-// each worker takes: resident memory after parallel reading, by the most workers that were allowed.
-//   npm run build && node scripts/bench/memory.mjs [--json]
+// for an empty image of 1 GiB against one of the largest size, right after mounting and after reads all over the disk. And
+// what each worker takes: resident memory after parallel reading, by the most workers that were allowed.
+//   npm run build && npm run bench:memory -- [--json]
 
-import { spawn, spawnSync } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { closeSync, mkdirSync, mkdtempSync, openSync, readFileSync, readSync, rmSync } from 'node:fs'
-import { tmpdir } from 'node:os'
+import { closeSync, openSync, readSync, statSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
+import { median, mount, serverOf, statusOf, temporaryFolder, umount, vdiskfs } from './lib.mjs'
 
-const BIN = fileURLToPath(new URL('../../bin/vdiskfs.js', import.meta.url))
-const SIZES = ['1G', '2040G']
+/** The largest disk of a format, with the smallest blocks that it can have: the largest tables. */
+const LARGEST = {
+  vhd: { size: '2040G', options: [] },
+  vhdx: { size: '64T', options: ['-o', 'block_size=1M'] },
+  qcow2: { size: '64T', options: [] },
+}
+const SMALL = '1G'
 const ROUNDS = 7
 /** Places of the disk that are read, each a lookup in another part of the table. */
 const READS = 512
 const READ_BYTES = 4096
 
-function vdiskfs(...args) {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [BIN, ...args], { encoding: 'utf8' })
-  if (status !== 0) throw new Error(`vdiskfs ${args.join(' ')}: ${stderr.trim()}`)
-  return stdout
-}
-
-const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1]
-
 /** Resident memory of a process, in MiB. */
-function resident(pid) {
-  return Number(/^VmRSS:\s*(\d+) kB/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))[1]) / 1024
-}
-
-function serverOf(mountpoint) {
-  return JSON.parse(vdiskfs('list', '--json')).find((mount) => mount.mountpoint === mountpoint).pid
-}
+const resident = (pid) => statusOf(pid, 'VmRSS') / 1024
 
 function readAllOver(path) {
   const fd = openSync(path, 'r')
   const buffer = new Uint8Array(READ_BYTES)
-  const size = Number(spawnSync('stat', ['-c', '%s', path], { encoding: 'utf8' }).stdout)
-  const step = Math.floor(size / READS / READ_BYTES) * READ_BYTES
+  const step = Math.floor(statSync(path).size / READS / READ_BYTES) * READ_BYTES
   for (let i = 0; i < READS; i++) readSync(fd, buffer, 0, READ_BYTES, i * step)
   closeSync(fd)
 }
@@ -46,7 +35,7 @@ function readAllOver(path) {
 /** One mount of an image: milliseconds until it was ready, MiB then, and MiB after reading. */
 function round(image, mountpoint) {
   const began = performance.now()
-  vdiskfs('mount', image, mountpoint)
+  mount(image, mountpoint)
   const milliseconds = performance.now() - began
   try {
     const pid = serverOf(mountpoint)
@@ -54,7 +43,7 @@ function round(image, mountpoint) {
     readAllOver(join(mountpoint, 'disk.raw'))
     return { milliseconds, mounted, read: resident(pid) }
   } finally {
-    vdiskfs('umount', mountpoint)
+    umount(mountpoint)
   }
 }
 
@@ -62,7 +51,7 @@ const WORKERS = [1, 2, 4, 8]
 
 /** Resident memory, and threads in all, of a server whose workers were all wanted at once. */
 async function withWorkers({ image, mountpoint }, workers) {
-  vdiskfs('mount', '--workers', String(workers), image, mountpoint)
+  mount(image, mountpoint, '--workers', String(workers))
   try {
     const pid = serverOf(mountpoint)
     const from = (i) => [
@@ -75,53 +64,51 @@ async function withWorkers({ image, mountpoint }, workers) {
     ]
     const readers = WORKERS.concat(WORKERS).map((_, i) => spawn('dd', [...from(i), 'status=none'], { stdio: 'ignore' }))
     await Promise.all(readers.map((reader) => once(reader, 'exit')))
-    const threads = Number(/^Threads:\s*(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, 'latin1'))[1])
-    return { workers, resident: resident(pid), threads }
+    return { workers, resident: resident(pid), threads: statusOf(pid, 'Threads') }
   } finally {
-    vdiskfs('umount', mountpoint)
+    umount(mountpoint)
   }
 }
 
 /** An empty image of a size, and where to mount it. */
-function prepare(folder, size) {
-  const image = join(folder, `${size}.vhd`)
-  const mountpoint = join(folder, `mnt-${size}`)
-  mkdirSync(mountpoint)
-  vdiskfs('create', '-q', '-f', 'vhd', image, size)
-  return { size, image, mountpoint }
+function prepare(folder, format, size) {
+  const image = join(folder, `${size}.${format}`)
+  vdiskfs('create', '-q', '-f', format, ...LARGEST[format].options, image, size)
+  return { format, size, image, mountpoint: join(folder, `mnt-${format}-${size}`) }
 }
 
 /** Mounts the disks in turn, so that whatever else the machine does meets them alike. */
 function measure(disks) {
   const rounds = []
   for (let i = 0; i < ROUNDS; i++) rounds.push(disks.map(({ image, mountpoint }) => round(image, mountpoint)))
-  return disks.map(({ size }, disk) => {
+  return disks.map(({ format, size }, disk) => {
     const of = (name) => median(rounds.map((all) => all[disk][name]))
-    return { size, milliseconds: of('milliseconds'), mounted: of('mounted'), read: of('read') }
+    return { format, size, milliseconds: of('milliseconds'), mounted: of('mounted'), read: of('read') }
   })
 }
 
-const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-bench-'))
-try {
-  const disks = SIZES.map((size) => prepare(folder, size))
-  const results = measure(disks)
-  const byWorkers = []
-  for (const workers of WORKERS) byWorkers.push(await withWorkers(disks[0], workers))
-  const [small, large] = results
-  const ratio = { size: 'ratio' }
+const folder = temporaryFolder()
+const results = []
+for (const [format, { size }] of Object.entries(LARGEST)) {
+  const disks = [SMALL, size].map((each) => prepare(folder, format, each))
+  const [small, large] = measure(disks)
+  const ratio = { format, size: 'ratio' }
   for (const name of ['milliseconds', 'mounted', 'read']) ratio[name] = large[name] / small[name]
-  if (process.argv.includes('--json')) console.log(JSON.stringify({ results, ratio, byWorkers }, undefined, 2))
-  else {
-    console.log(`Empty VHDs, median of ${ROUNDS} mounts (Node ${process.version}):`)
-    console.log('size        mount, ms   resident, MiB   after reads, MiB')
-    const row = ({ size, ...values }, digits) =>
-      [size.padEnd(8), ...Object.values(values).map((v, i) => v.toFixed(digits).padStart([12, 16, 19][i]))].join('')
-    for (const result of results) console.log(row(result, 0))
-    console.log(row(ratio, 2))
-    console.log('workers allowed   resident, MiB   threads')
-    for (const { workers, resident, threads } of byWorkers)
-      console.log(`${String(workers).padStart(15)}${resident.toFixed(0).padStart(16)}${String(threads).padStart(10)}`)
+  results.push(small, large, ratio)
+}
+const byWorkers = []
+const disk = prepare(folder, 'vhd', '2G')
+for (const workers of WORKERS) byWorkers.push(await withWorkers(disk, workers))
+if (process.argv.includes('--json')) console.log(JSON.stringify({ results, byWorkers }, undefined, 2))
+else {
+  console.log(`Empty images, median of ${ROUNDS} mounts (Node ${process.version}):`)
+  console.log('format   size        mount, ms   resident, MiB   after reads, MiB')
+  for (const { format, size, ...figures } of results) {
+    const digits = size === 'ratio' ? 2 : 0
+    const cells = Object.values(figures).map((value, i) => value.toFixed(digits).padStart([12, 16, 19][i]))
+    console.log(format.padEnd(9) + size.padEnd(9) + cells.join(''))
   }
-} finally {
-  rmSync(folder, { recursive: true, force: true })
+  console.log('workers allowed   resident, MiB   threads')
+  for (const { workers, resident, threads } of byWorkers)
+    console.log(`${String(workers).padStart(15)}${resident.toFixed(0).padStart(16)}${String(threads).padStart(10)}`)
 }

@@ -2,12 +2,11 @@
 // a leak, of ours or of a library's. Needs root, /dev/fuse, fio and the built program.
 //   soak-transport.mjs [--transport fuse-native] [--format vhd] [--seconds 600] [--size 1G] [--tmp DIR]
 
-import { spawn, spawnSync } from 'node:child_process'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { spawn } from 'node:child_process'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
+import { mount, serverOf, statusOf, temporaryFolder, umount, vdiskfs } from './lib.mjs'
 
 const { values } = parseArgs({
   options: {
@@ -18,7 +17,6 @@ const { values } = parseArgs({
     tmp: { type: 'string', default: tmpdir() },
   },
 })
-const VDISKFS = fileURLToPath(new URL('../../bin/vdiskfs.js', import.meta.url))
 const SAMPLE_MS = 5000
 
 /**
@@ -35,18 +33,7 @@ const JOBS = [
   ['reader', '--rw=randread --bs=4k --size=64M --offset=480M --direct=1 --ioengine=psync --numjobs=4', false],
 ]
 
-function must(program, ...args) {
-  const { status, stdout, stderr, error } = spawnSync(program, args, { encoding: 'utf8' })
-  if (status !== 0) throw new Error(`${program} ${args.join(' ')}: ${stderr || stdout || error}`)
-  return stdout
-}
-const vdiskfs = (...args) => must(process.execPath, VDISKFS, ...args)
-
-function sample(pid) {
-  const status = readFileSync(`/proc/${pid}/status`, 'utf8')
-  const field = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)[1])
-  return { rssMiB: Math.round(field('VmRSS') / 1024), threads: field('Threads') }
-}
+const sample = (pid) => ({ rssMiB: Math.round(statusOf(pid, 'VmRSS') / 1024), threads: statusOf(pid, 'Threads') })
 
 /** All jobs once, at the same time. */
 function round(raw) {
@@ -65,45 +52,44 @@ function round(raw) {
     child.stderr.on('data', (text) => {
       err += text
     })
+    const stop = () => child.kill()
+    process.on('exit', stop)
     child.on('error', reject)
-    child.on('close', (code) => (code === 0 ? resolve() : reject(new Error(`fio ended with ${code}: ${err}`))))
+    child.on('close', (code) => {
+      process.off('exit', stop)
+      if (code === 0) resolve()
+      else reject(new Error(`fio ended with ${code}: ${err}`))
+    })
   })
 }
 
-const folder = mkdtempSync(join(values.tmp, 'vdiskfs-soak-'))
+const folder = temporaryFolder(values.tmp)
 const image = join(folder, `disk.${values.format}`)
 const mountpoint = join(folder, 'mnt')
-let mounted = false
+vdiskfs('create', '-q', '-f', values.format, image, values.size)
+mount(image, mountpoint, '--format', values.format, '--transport', values.transport)
+const pid = serverOf(mountpoint)
+const samples = [sample(pid)]
+const timer = setInterval(() => samples.push(sample(pid)), SAMPLE_MS)
+const start = Date.now()
+let rounds = 0
 try {
-  mkdirSync(mountpoint)
-  vdiskfs('create', '-q', '-f', values.format, image, values.size)
-  vdiskfs('mount', '--format', values.format, '--transport', values.transport, image, mountpoint)
-  mounted = true
-  const { pid } = JSON.parse(vdiskfs('list', '--json')).find((entry) => entry.mountpoint === mountpoint)
-  const samples = [sample(pid)]
-  const timer = setInterval(() => samples.push(sample(pid)), SAMPLE_MS)
-  const start = Date.now()
-  let rounds = 0
-  try {
-    do {
-      await round(join(mountpoint, 'disk.raw'))
-      rounds++
-    } while (Date.now() - start < Number(values.seconds) * 1000)
-  } finally {
-    clearInterval(timer)
-  }
-  samples.push(sample(pid))
-  const most = (name) => Math.max(...samples.map((s) => s[name]))
-  const at = (part) => samples[Math.floor((samples.length - 1) * part)]
-  console.log(
-    `${values.transport}, ${values.format}: ${rounds} rounds in ${Math.round((Date.now() - start) / 1000)} s, no error`,
-  )
-  for (const part of [0, 0.1, 0.25, 0.5, 0.75, 1])
-    console.log(
-      `  after ${String(part * 100).padStart(3)} %: ${at(part).rssMiB} MiB resident, ${at(part).threads} threads`,
-    )
-  console.log(`  at most ${most('rssMiB')} MiB, ${most('threads')} threads`)
+  do {
+    await round(join(mountpoint, 'disk.raw'))
+    rounds++
+  } while (Date.now() - start < Number(values.seconds) * 1000)
 } finally {
-  if (mounted) vdiskfs('umount', mountpoint)
-  rmSync(folder, { recursive: true, force: true })
+  clearInterval(timer)
 }
+samples.push(sample(pid))
+const most = (name) => Math.max(...samples.map((s) => s[name]))
+const at = (part) => samples[Math.floor((samples.length - 1) * part)]
+console.log(
+  `${values.transport}, ${values.format}: ${rounds} rounds in ${Math.round((Date.now() - start) / 1000)} s, no error`,
+)
+for (const part of [0, 0.1, 0.25, 0.5, 0.75, 1])
+  console.log(
+    `  after ${String(part * 100).padStart(3)} %: ${at(part).rssMiB} MiB resident, ${at(part).threads} threads`,
+  )
+console.log(`  at most ${most('rssMiB')} MiB, ${most('threads')} threads`)
+umount(mountpoint)

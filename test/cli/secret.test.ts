@@ -1,15 +1,17 @@
 /** Passphrases on the command line: from a file, from the terminal, and nowhere to be seen afterwards. */
 
 import { spawn } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { main } from '../../lib/cli/main.js'
 import { readSecret } from '../../lib/cli/secret.js'
 import { registryFolder } from '../../lib/mount/registry.js'
 import { create, MiB, PASSPHRASE, qemuIo } from '../formats/qcow2/luks-images.js'
 import { listed, mountImage, needsMounts, tryMount } from '../support/mounts.js'
-import { CLI, must } from '../support/run.js'
+import { CLI, must, run } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
 /** Runs a command line; `typed` is what the user types where he is asked. */
@@ -176,3 +178,49 @@ t.test('a mount: its server is told on its standard input only', needsMounts, as
     mount.umount()
   }
 })
+
+/** Of the header: iterations of the first key slot. */
+const SLOT_ITERATIONS = 208 + 4
+
+/** An image whose passphrase takes minutes to try: its server says so at once, and ends when it is told to. */
+function slowImage(folder: string, iterations: number): string {
+  const image = join(folder, 'slow.qcow2')
+  create(image, MiB, ['encrypt.format=luks'])
+  const bytes = readFileSync(image)
+  const header = bytes.indexOf('LUKS\xba\xbe', 0, 'latin1')
+  bytes.writeUInt32BE(iterations, header + SLOT_ITERATIONS)
+  writeFileSync(image, bytes)
+  return image
+}
+
+t.test('a header that wants a passphrase to take minutes', async (t) => {
+  const folder = temporaryFolder(t)
+  const key = join(folder, 'key')
+  writeFileSync(key, PASSPHRASE)
+  const image = slowImage(folder, 2 ** 27)
+  const { code, err } = await call(['map', '--secret', key, image])
+  t.equal(code, 1)
+  t.match(err, /its key slots want \d+ iterations of PBKDF2: expected 134217728 at most/)
+})
+
+for (const command of ['mount', 'mount -f', 'map'])
+  t.test(`${command}: it says that trying a passphrase takes long, and a signal ends that`, async (t) => {
+    const folder = temporaryFolder(t)
+    const key = join(folder, 'key')
+    const point = join(folder, 'point')
+    mkdirSync(point)
+    writeFileSync(key, PASSPHRASE)
+    const image = slowImage(folder, 2 ** 26)
+    const paths = command === 'map' ? [image] : [image, point]
+    const child = spawn(process.execPath, [CLI, ...command.split(' '), '--secret', key, ...paths])
+    t.teardown(() => child.kill('SIGKILL'))
+    const ended = once(child, 'exit')
+    for await (const text of child.stderr) if (/with up to \d+ iterations/.test(String(text))) break
+    const servers = () => run('pgrep', ['-f', `^vdiskfs .*${image}`]).out
+    if (command === 'mount') t.not(servers(), '')
+    child.kill('SIGTERM')
+    t.same(await ended, [null, 'SIGTERM'])
+    for (let i = 0; i < 100 && servers() !== ''; i++) await sleep(50)
+    t.equal(servers(), '', 'nor does its server go on')
+    for (const pid of servers().trim().split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
+  })

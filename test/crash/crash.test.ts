@@ -1,30 +1,38 @@
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { variants } from '../model/variants.js'
-import { checkGoingOn, checkState, checkWithQemu, describe, record, statesOf } from './scenario.js'
+import { kinds } from './families.js'
+import { type Plan, sweepChains, sweepLives, sweepOperations } from './sweep.js'
 
-const OPERATIONS = 50
-const LOSSES = 200
-/** Every so many states: going on from there, and QEMU's opinion. */
-const GOING_ON = 12
-const QEMU = 100
+// A busy machine is no fault of the program.
+t.setTimeout(600_000)
+
+const PLAN: Plan = {
+  operations: 50,
+  losses: { life: 120, operation: 12, chain: 8 },
+  moments: 12,
+  goingOn: 12,
+  qemu: 150,
+  long: false,
+}
+
+/** The first failure is told: others are mostly the same. */
+function expectNone(t: Test, sweep: Generator<string | undefined>, least: number): void {
+  let states = 0
+  for (const wrong of sweep) {
+    if (wrong !== undefined) return void t.fail(wrong)
+    states++
+  }
+  t.ok(states > least, `${states} states`)
+}
 
 for (const variant of variants) {
-  t.test(`crashes of ${variant.name}`, async (t) => {
-    for (const seed of [1, 2]) {
-      const recorded = record(variant, seed, OPERATIONS)
-      let states = 0
-      for (const state of statesOf(recorded, LOSSES)) {
-        const wrong =
-          checkState(recorded, state) ??
-          (states % GOING_ON === 0 ? checkGoingOn(recorded, state) : undefined) ??
-          (states % QEMU === 0 ? checkWithQemu(recorded, state) : undefined)
-        if (wrong !== undefined) {
-          t.fail(`${wrong}\n${describe(recorded, state)}`)
-          break
-        }
-        states++
-      }
-      t.ok(states > LOSSES, `seed ${seed}: ${states} states`)
-    }
+  t.test(`crashes of ${variant.name}`, async (t) => expectNone(t, sweepLives(variant, 1, PLAN), PLAN.losses.life))
+  t.test(`crashes of operations of ${variant.name}`, async (t) => {
+    expectNone(t, sweepOperations(variant, 3, PLAN), PLAN.losses.operation)
   })
 }
+
+for (const kind of kinds)
+  t.test(`crashes of operations on ${kind.name}`, async (t) => {
+    expectNone(t, sweepChains(kind, 5, PLAN), PLAN.losses.chain)
+  })

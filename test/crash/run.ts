@@ -3,16 +3,18 @@
 
 import { parseArgs } from 'node:util'
 import { formats } from '../../lib/formats/registry.js'
-import { type Variant, variants } from '../model/variants.js'
-import { checkOperation, recordOperations } from './operations.js'
-import { checkGoingOn, checkState, checkWithQemu, describe, record, statesOf } from './scenario.js'
-import { operationStates } from './states.js'
+import { variants } from '../model/variants.js'
+import { kinds } from './families.js'
+import { type Plan, sweepChains, sweepLives, sweepOperations } from './sweep.js'
 
-const OPERATIONS = 80
-const LOSSES = 400
-/** Every so many states: going on from there, and QEMU's opinion. */
-const GOING_ON = 10
-const QEMU = 200
+const PLAN: Plan = {
+  operations: 80,
+  losses: { life: 400, operation: 100, chain: 60 },
+  moments: 200,
+  goingOn: 10,
+  qemu: 200,
+  long: true,
+}
 
 const { values } = parseArgs({
   options: {
@@ -22,36 +24,26 @@ const { values } = parseArgs({
   },
 })
 
-/** States of a life of writes, and of the operations behind another. @returns how many, and what was wrong */
-function* wrongs(variant: Variant, seed: number): Generator<string | undefined> {
-  const recorded = record(variant, seed, OPERATIONS)
-  let own = 0
-  for (const state of statesOf(recorded, LOSSES)) {
-    const wrong =
-      checkState(recorded, state) ??
-      (own % GOING_ON === 0 ? checkGoingOn(recorded, state) : undefined) ??
-      (own % QEMU === 0 ? checkWithQemu(recorded, state) : undefined)
-    own++
-    yield wrong && `${wrong}\n${describe(recorded, state)}`
+/** Every sweep of a format, each to be run to its end or its first failure. */
+function* sweeps(format: string, seed: number) {
+  for (const variant of variants.filter((one) => one.format.name === format)) {
+    yield sweepLives(variant, seed, PLAN)
+    yield sweepOperations(variant, seed, PLAN)
   }
-  for (const run of recordOperations(variant, seed))
-    for (const { state, files } of operationStates(run, LOSSES / 4)) {
-      const wrong = checkOperation(run, files)
-      yield wrong && `${variant.name}, seed ${seed}, ${run.name}, state ${JSON.stringify(state)}: ${wrong}`
-    }
+  for (const kind of kinds.filter((one) => one.format === format)) yield sweepChains(kind, seed, PLAN)
 }
 
 let failed = 0
 for (const { name } of formats) {
   if (values.format !== undefined && values.format !== name) continue
-  const own = variants.filter(({ format }) => format.name === name)
   const start = Date.now()
   let seed = Number(values.seed)
   let states = 0
   let failures = 0
+  // Whole seeds: each has all kinds of states.
   for (; states < Number(values.states); seed++)
-    for (const variant of own)
-      for (const wrong of wrongs(variant, seed)) {
+    for (const sweep of sweeps(name, seed))
+      for (const wrong of sweep) {
         states++
         if (wrong === undefined) continue
         console.log(wrong)

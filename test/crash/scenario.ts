@@ -3,15 +3,17 @@
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { Finding, Format, Repair } from '../../lib/formats/driver.js'
 import type { Image } from '../../lib/image/image.js'
 import { openStorages } from '../../lib/image/open.js'
 import type { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
-import { type Chain, createInMemory, forQemu, randomBytes, secret, type Variant } from '../model/variants.js'
+import { createInMemory, forQemu, randomBytes, secret, type Variant } from '../model/variants.js'
 import { must, run } from '../support/run.js'
 import { History } from './history.js'
+import type { Beginning, Life } from './lives.js'
 import { WholeSectors } from './sectors.js'
 
 export interface Recorded {
@@ -21,13 +23,14 @@ export interface Recorded {
   readonly history: History
   /** The files below, which nobody changes. */
   readonly parents: readonly MemoryStorage[]
+  readonly keeps?: Beginning['keeps']
 }
 
 /**
  * Lets an image live for so many operations, and ends it with a close.
  * @param made an image that holds something already, instead of a new one
  */
-export function record(variant: Variant, seed: number, operations: number, made?: Chain): Recorded {
+export function record(variant: Variant, seed: number, operations: number, made?: Beginning): Recorded {
   const random = randomFrom(seed)
   const chain = made ?? createInMemory(variant, random)
   const [top, ...parents] = chain.storages
@@ -49,7 +52,7 @@ export function record(variant: Variant, seed: number, operations: number, made?
   }
   image.close()
   history.flushed(recorder.length)
-  return { variant, seed, recorder, history, parents }
+  return { variant, seed, recorder, history, parents, ...(made?.keeps && { keeps: made.keeps }) }
 }
 
 /** A write of a few sectors, of any bytes, or of much; or zeros, or a discard, of blocks mostly. */
@@ -73,12 +76,21 @@ function change(image: Image, recorder: Recorder, history: History, random: () =
   history.changed(began, offset, data)
 }
 
+/** A life that begins in one of these ways; undefined where this kind of image cannot. */
+export function recordLife(variant: Variant, life: Life, seed: number, operations: number): Recorded | undefined {
+  const made = life.begin(variant, randomFrom(seed + 100))
+  return made && record(variant, seed, operations, made)
+}
+
 /** One state: what a crash at a moment leaves. Without a seed nothing is lost. */
 export interface State {
   readonly moment: number
   readonly seed?: number
   readonly tearing?: 512 | 4096 | 'none'
 }
+
+/** Sectors mostly, pages and whole writes. */
+const TEARING = [512, 512, 4096, 'none'] as const
 
 /** Every moment with nothing lost, then so many with losses. */
 export function* statesOf({ recorder, seed }: Recorded, losses: number): Generator<State> {
@@ -88,7 +100,7 @@ export function* statesOf({ recorder, seed }: Recorded, losses: number): Generat
     yield {
       moment: Math.floor(random() * (recorder.length + 1)),
       seed: Math.floor(random() * 2 ** 31),
-      tearing: random() < 0.7 ? 512 : 'none',
+      tearing: TEARING[Math.floor(random() * TEARING.length)]!,
     }
 }
 
@@ -116,48 +128,93 @@ export function readAll(storages: readonly Storage[]): { bytes: Uint8Array; warn
 /** Opens a state for reading and looks at all of it. @returns what is wrong, or undefined */
 export function checkState(recorded: Recorded, state: State): string | undefined {
   try {
-    const { bytes, warnings } = readAll(crash(recorded, state))
+    const files = crash(recorded, state)
+    const { bytes, warnings } = readAll(files)
     const { unclean } = recorded.variant
     const warning = warnings.find((text) => !unclean?.test(text))
     if (warning !== undefined) return `a warning: ${warning}`
-    return recorded.history.check(state.moment, bytes)
+    return (
+      recorded.history.check(state.moment, bytes) ??
+      recorded.keeps?.(files, bytes) ??
+      corruption(recorded.variant, files[0]!)
+    )
   } catch (error) {
     return `it does not open or read: ${error}`
   }
 }
 
+/** What `check` finds that is worse than a leak. @returns it, or undefined */
+export function corruption({ format, unclean }: Variant, storage: Storage): string | undefined {
+  const bad = check(format, storage, 'none').find(
+    ({ severity, what }) => severity === 'corruption' && !(unclean && OLD_REFCOUNTS.includes(what)),
+  )
+  return bad && `check says: ${bad.message}`
+}
+
+/** Lazy refcounts are old until somebody opens the image that was left in use, and flags are judged by them. */
+const OLD_REFCOUNTS = ['refcount', 'copied']
+
+/** Checks an image, and mends what it finds. @returns the findings */
+export function check(format: Format, storage: Storage, repair: Repair): Finding[] {
+  const findings: Finding[] = []
+  const { path } = storage
+  const found = (finding: Finding) => findings.push(finding)
+  format.check?.({ storage, path, readOnly: repair === 'none', repair, secret: () => secret, warn: () => {}, found })
+  return findings
+}
+
 /** Goes on with a state: writes to it, closes it, opens it again. @returns what is wrong, or undefined */
 export function checkGoingOn(recorded: Recorded, state: State): string | undefined {
-  const storages = crash(recorded, state)
+  const { variant, seed, keeps } = recorded
+  return goOn(variant, crash(recorded, state), seed + state.moment, keeps)
+}
+
+export function goOn(
+  variant: Variant,
+  storages: readonly MemoryStorage[],
+  seed: number,
+  keeps?: Beginning['keeps'],
+): string | undefined {
   const before = readAll(storages).bytes
   const recorder = new Recorder()
   const history = new History(before)
-  const random = randomFrom(recorded.seed + state.moment)
+  const random = randomFrom(seed)
   const image = openStorages(storages, { secret })
   for (let i = 0; i < 8; i++) change(image, recorder, history, random)
   image.close()
   const { bytes, warnings } = readAll(storages)
   if (warnings.length > 0) return `a warning after going on: ${warnings[0]}`
-  return Buffer.compare(bytes, history.contents) === 0 ? undefined : 'after going on it holds something else'
+  if (Buffer.compare(bytes, history.contents) !== 0) return 'after going on it holds something else'
+  const wrong = keeps?.(storages, bytes) ?? corruption({ ...variant, unclean: undefined }, storages[0]!)
+  return wrong && `after going on: ${wrong}`
 }
 
-/** What QEMU makes of a state. @returns what is wrong, or undefined */
+/** What QEMU makes of a state, before and behind our repair of leaks. @returns what is wrong, or undefined */
 export function checkWithQemu(recorded: Recorded, state: State): string | undefined {
-  const { qemu } = recorded.variant
+  return askQemu(recorded.variant, crash(recorded, state))
+}
+
+/** @param leaks space may be leaked, and no more, before our repair, too */
+export function askQemu(variant: Variant, storages: readonly MemoryStorage[], leaks = true): string | undefined {
+  const { qemu } = variant
   if (!qemu) return undefined
-  const storages = crash(recorded, state)
   const folder = mkdtempSync(join(tmpdir(), 'vdiskfs-test-'))
   try {
-    writeFileSync(join(folder, 'image'), contents(storages[0]!))
-    // It replays a log only when it may write, and only so.
-    if (qemu === 'vhdx') must('qemu-img', ['check', '-q', '-r', 'all', '-f', qemu, join(folder, 'image')])
-    // Space may be leaked (3), and no more.
-    const known = forQemu(recorded.variant, join(folder, 'image'))!
-    if (qemu === 'qcow2' && ![0, 3].includes(run('qemu-img', ['check', ...known]).code))
+    const path = join(folder, 'image')
+    writeFileSync(path, contents(storages[0]!))
+    const known = forQemu(variant, path)!
+    if (qemu === 'qcow2' && leaks && ![0, 3].includes(run('qemu-img', ['check', ...known]).code))
       must('qemu-img', ['check', ...known])
+    const ours = readAll(storages).bytes
+    // QEMU replays a log only when it may write, and only so; refcounts that are old are more than leaks.
+    check(variant.format, storages[0]!, variant.unclean ? 'all' : 'leaks')
+    writeFileSync(path, contents(storages[0]!))
+    if (qemu === 'qcow2' || qemu === 'vhdx') must('qemu-img', ['check', '-q', ...known])
+    // It takes the format extension, where bitmaps are, for leaked space.
+    if (qemu === 'parallels' && run('qemu-img', ['check', ...known]).code !== 3)
+      must('qemu-img', ['check', '-q', ...known])
     must('qemu-img', ['convert', '-O', 'raw', ...known, join(folder, 'disk')])
     const theirs = readFileSync(join(folder, 'disk'))
-    const ours = readAll(storages).bytes
     if (theirs.length !== ours.length) return `QEMU sees ${theirs.length} bytes, not ${ours.length}`
     return theirs.equals(ours) ? undefined : 'QEMU reads something else'
   } catch (error) {

@@ -1,18 +1,22 @@
 /** The states of a recorded operation: every moment with nothing lost, then so many with losses. */
 
 import type { MemoryStorage } from '../../lib/storage/memory.js'
+import type { Recorder } from '../../lib/storage/recording.js'
 import { randomFrom } from '../metadata/fixtures/metadata.js'
-import type { RecordedOperation } from './operations.js'
 import type { State } from './scenario.js'
 
-/** Of a run with very many changes, so many moments at most are looked at without losses. */
-const MOST_MOMENTS = 20
+interface Run {
+  readonly recorder: Recorder
+  readonly seed: number
+}
 
+/** @param moments so many at most are looked at without losses: of a run with more changes a part */
 export function* operationStates(
-  { recorder, seed }: RecordedOperation,
+  { recorder, seed }: Run,
   losses: number,
+  moments: number,
 ): Generator<{ state: State; files: MemoryStorage[] }> {
-  const step = Math.max(1, recorder.length / MOST_MOMENTS)
+  const step = Math.max(1, recorder.length / moments)
   for (let at = 0; at <= recorder.length; at += step) {
     const moment = Math.floor(at)
     yield { state: { moment }, files: recorder.prefix(moment) }

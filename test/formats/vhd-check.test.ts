@@ -275,6 +275,11 @@ t.test('the copy of the footer', async (t) => {
   })
   t.test('says another size, and both could be', async (t) => {
     const copy = changedFooter((view) => view.setBigUint64(FooterAt.currentSize, BigInt(4 * BLOCK)))
+    const text = /a change of it was interrupted, and the one at the end counts/
+    t.match(mends(t, image({ copy }), ['footer-differs']), [{ severity: 'warning', message: text }])
+  })
+  t.test('says that it is the footer of another disk', async (t) => {
+    const copy = changedFooter((view) => view.setUint8(FooterAt.id, 0xff))
     t.match(refuses(t, image({ copy }), ['footer-differs']), [{ message: /nothing says which/ }])
   })
 })

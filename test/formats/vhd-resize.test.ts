@@ -145,7 +145,7 @@ function crashes(t: TestCase & Tap, options: Record<string, string | number>, be
   image.close()
   const recorder = new Recorder()
   const recorded = recorder.record(storage)
-  vhd.resize!(vhd.open(contextOf(storage, false)).layout, [recorded], after, { below: () => 0, zeroLater: () => {} })
+  vhd.resize!(vhd.open(contextOf(storage, false)).layout, [recorded], after, { below: () => 0, zeroBehind: () => {} })
   for (let count = 0; count <= recorder.length; count++)
     for (let seed = 0; seed < 12; seed++) {
       const [file] = seed === 0 ? recorder.prefix(count) : recorder.crash(count, 31 * count + seed, SECTOR)

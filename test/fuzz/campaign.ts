@@ -1,17 +1,23 @@
 /** A row of inputs, each made by its number and the seed alone, one after the other in the calling thread. */
 
 import { readFileSync, writeFileSync } from 'node:fs'
+import { findFormat } from '../../lib/formats/registry.js'
 import { randomFrom } from '../metadata/fixtures/metadata.js'
 import { Folder } from './disk.js'
 import { type Counts, exercise, Find } from './exercise.js'
 import { mutate, pick, type Random } from './mutate.js'
 import type { Pages } from './pages.js'
+import { Qemu, repairAll } from './repairs.js'
 import { type Seed, seedsOf } from './seeds.js'
 
 /** One in so many inputs is tried as files too. */
 const AS_FILES = 16
 const TOP_CHANGED = 0.8
 const MOST_SECONDS = 2
+/** How often an image is checked where it is repaired. */
+export const CHECKS = 8
+/** Chance of one more mutation where an image is to have many faults. */
+const MANY = 0.8
 const MOST_MEMORY_KIB = 256 * 1024
 
 export interface Input {
@@ -27,12 +33,15 @@ export class Campaign {
   readonly #seeds: readonly Seed[]
   readonly #format: string
   readonly #seed: number
+  readonly #repairs: boolean
   readonly #folder = new Folder()
 
-  constructor(format: string, seed: number) {
+  /** @param repairs only repairs are tried, of images with many faults */
+  constructor(format: string, seed: number, repairs = false) {
     this.#format = format
     this.#seed = seed
-    this.#seeds = seedsOf(format)
+    this.#repairs = repairs
+    this.#seeds = seedsOf(format).filter(({ bundle }) => !repairs || !bundle)
   }
 
   end(): void {
@@ -46,7 +55,8 @@ export class Campaign {
     const seed = pick(this.#seeds, random)
     const files = seed.files.map(({ pages }) => pages.copy())
     const changed = random() < TOP_CHANGED ? 0 : Math.floor(random() * files.length)
-    const done = mutate(files[changed]!, seed.files[changed]!.anatomy, random)
+    const more = this.#repairs ? MANY : undefined
+    const done = mutate(files[changed]!, seed.files[changed]!.anatomy, random, more)
     const story = `${this.#format}, seed ${this.#seed}, input ${number}: ${seed.name}; file ${changed}: ${done.join('; ')}`
     return { seed, files, story, random }
   }
@@ -59,17 +69,25 @@ export class Campaign {
     const before = peak()
     const started = process.cpuUsage()
     try {
-      if (!seed.bundle) exercise(seed, files, random, this.counts)
-      if (seed.bundle || number % AS_FILES === 0) this.#folder.exercise(seed, files, random, this.counts)
+      if (this.#repairs) this.#repair(seed, files, number)
+      else if (!seed.bundle) exercise(seed, files, random, this.counts)
+      if (!this.#repairs && (seed.bundle || number % AS_FILES === 0))
+        this.#folder.exercise(seed, files, random, this.counts)
     } catch (error) {
       if (error instanceof Find) return `${story}\n${error.message}`
       return `${story}\nthe test itself failed: ${(error as Error).stack}`
     }
     const { user, system } = process.cpuUsage(started)
-    if (user + system > MOST_SECONDS * 1e6) return `${story}\nit took ${(user + system) / 1e6} s`
+    const most = this.#repairs ? MOST_SECONDS * CHECKS : MOST_SECONDS
+    if (user + system > most * 1e6) return `${story}\nit took ${(user + system) / 1e6} s`
     const grown = peak() - before
     if (grown > MOST_MEMORY_KIB) return `${story}\nit took ${Math.round(grown / 1024)} MiB`
     return undefined
+  }
+
+  #repair(seed: Seed, files: readonly Pages[], number: number): void {
+    const qemu = number % AS_FILES === 0 && this.#format === 'qcow2' ? new Qemu(this.#folder.path, 'qcow2') : undefined
+    repairAll(seed, findFormat(this.#format), files, this.counts, qemu)
   }
 }
 

@@ -89,17 +89,7 @@ export class Folder {
 
   #write(name: string, pages: Pages): string {
     const path = join(this.path, name)
-    const fd = fs.openSync(path, 'wx')
-    try {
-      // Ext4's limit; the images of strangers come in files that exist.
-      fs.ftruncateSync(fd, Math.min(pages.size, 2 ** 43))
-      for (const page of pages.used) {
-        const bytes = pages.get(page * 4096, 4096)
-        fs.writeSync(fd, bytes, 0, bytes.length, page * 4096)
-      }
-    } finally {
-      fs.closeSync(fd)
-    }
+    pages.toFile(path)
     return path
   }
 

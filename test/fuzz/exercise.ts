@@ -4,6 +4,7 @@ import type { CheckContext, Finding, Format, Repair } from '../../lib/formats/dr
 import { detectFormat } from '../../lib/image/chain.js'
 import type { Image } from '../../lib/image/image.js'
 import { openStorages } from '../../lib/image/open.js'
+import { readPartitionTable } from '../../lib/partitions/table.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
 import { secret } from '../model/variants.js'
@@ -74,7 +75,7 @@ export function exercise(seed: Seed, files: readonly Pages[], random: Random, co
 /** Their texts are made clean where they are handed on: looked at in disk.ts. */
 const warn = (): void => {}
 
-function open(storages: readonly Storage[], readOnly: boolean): Image {
+export function open(storages: readonly Storage[], readOnly: boolean): Image {
   return openStorages(storages, { readOnly, secret, cacheSize: SMALL_CACHE, warn })
 }
 
@@ -103,6 +104,16 @@ export function lookAt(image: Image, random: Random, counts: Counts): void {
     attempt('read', counts, () => image.read(buffer, 0, Math.min(READ_BYTES, size - at), at))
   }
   attempt('seek', counts, () => image.seek(0, true))
+  attempt('partitions', counts, () => lookAtPartitions(image, random() < 0.8 ? 512 : 4096))
+}
+
+/** They lie in the disk; what is said of them is clean. */
+function lookAtPartitions(image: Image, sectorSize: number): void {
+  const { partitions, warnings, label } = readPartitionTable(image, sectorSize)
+  for (const warning of warnings) checkMessage('a warning', warning)
+  for (const { number, start, size } of partitions)
+    if (!Number.isSafeInteger(start) || size < 0 || start < 0 || start + size > image.size)
+      throw new Find(`partition ${number} of ${label} has ${size} bytes at byte ${start}: the disk ${image.size}`)
 }
 
 function change(storages: readonly Storage[], random: Random, counts: Counts, sound: boolean): void {
@@ -157,7 +168,8 @@ function contextOf(storage: Storage, repair: Repair, found: (finding: Finding) =
   return { storage, path: `/${path}`, readOnly: repair === 'none', repair, secret: () => secret, warn, found }
 }
 
-function check(format: Format, storage: Storage, repair: Repair, counts: Counts): Finding[] | undefined {
+/** @returns what it found; undefined where it gave up */
+export function check(format: Format, storage: Storage, repair: Repair, counts: Counts): Finding[] | undefined {
   const findings: Finding[] = []
   const done = attempt(repair === 'none' ? 'check' : `repair ${repair}`, counts, () => {
     format.check?.(
@@ -224,7 +236,7 @@ function resize(format: Format, storages: readonly Storage[], random: Random, co
     const opened = format.open({ storage: storage!, path, readOnly: false, secret: () => secret, warn })
     const factor = [0.5, 1.5, 3, 1000][Math.floor(random() * 4)]!
     const size = Math.max(512, Math.floor((opened.size * factor) / 4096) * 4096)
-    const help = { below: () => 0, zeroLater: () => {} }
+    const help = { below: () => 0, zeroBehind: () => {} }
     format.resize!(opened.layout, [opened.storage ?? storage!], size, help)
   })
   attempt('open after resize', counts, () => open(storages, true).close())

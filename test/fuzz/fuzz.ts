@@ -5,6 +5,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { CHECKS } from './campaign.js'
 import type { Counts } from './exercise.js'
 
 const WORKER = fileURLToPath(new URL('./worker.js', import.meta.url))
@@ -34,9 +35,9 @@ interface Message {
 /** @param found is told of each find as it is made */
 export async function fuzz(
   format: string,
-  options: { inputs: number; seed: number; first?: number; found?: (what: string) => void },
+  options: { inputs: number; seed: number; first?: number; repairs?: boolean; found?: (what: string) => void },
 ): Promise<Outcome> {
-  const { inputs, seed, first = 0, found } = options
+  const { inputs, seed, first = 0, repairs = false, found } = options
   const finds: string[] = []
   const counts: Counts = {}
   const folder = mkdtempSync(join(FAST, 'vdiskfs-test-'))
@@ -54,7 +55,7 @@ export async function fuzz(
   /** One process. @returns the first input that it did not get to */
   function part(from: number): Promise<number> {
     const to = first + inputs
-    const child = fork(WORKER, [format, seed, from, to].map(String), {
+    const child = fork(WORKER, [format, seed, from, to, repairs ? 'repairs' : ''].map(String), {
       execArgv: [`--max-old-space-size=${HEAP}`],
       env: { ...process.env, TMPDIR: folder },
       stdio: ['ignore', 'inherit', 'pipe', 'ipc'],
@@ -70,7 +71,7 @@ export async function fuzz(
     let killed = ''
     const watch = setInterval(() => {
       if (current < 0) return
-      const used = secondsOf(child.pid!) - since.used
+      const used = (secondsOf(child.pid!) - since.used) / (repairs ? CHECKS : 1)
       // Looked at twice: on a busy machine what it says may wait to be read.
       const suspect = used > MOST_SECONDS && suspected === current
       suspected = used > MOST_SECONDS ? current : -1

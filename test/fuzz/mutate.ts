@@ -50,14 +50,17 @@ const HOSTILE_NAMES = [
   '\ud800',
 ]
 
-/** @returns what was done, for messages */
-export function mutate(bytes: Pages, anatomy: Anatomy, random: Random): string[] {
+/**
+ * @param more the chance that one more mutation follows
+ * @returns what was done, for messages
+ */
+export function mutate(bytes: Pages, anatomy: Anatomy, random: Random, more = MORE): string[] {
   const done: string[] = []
   const isText = bytes.get(0, 1)[0] === 0x3c
   do {
     const kind = isText ? mutateText : pickKind(anatomy, random)
     done.push(kind(bytes, random, anatomy))
-  } while (done.length < MOST && random() < MORE)
+  } while (done.length < MOST && random() < more)
   if (random() < SEALED) for (const seal of anatomy.seals) seal(bytes)
   else done.push('not sealed')
   return done

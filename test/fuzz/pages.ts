@@ -3,7 +3,7 @@
  * of a few seeds. `PagedStorage` shows them as a storage, and is suspicious of what it is asked for.
  */
 
-import { closeSync, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, fstatSync, ftruncateSync, openSync, readSync, writeSync } from 'node:fs'
 import type { Storage, StorageHandle } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
 
@@ -46,6 +46,20 @@ export class Pages {
         }
       }
       return made
+    } finally {
+      closeSync(fd)
+    }
+  }
+
+  /** Makes a file of them: at most as large as ext4 allows; the images of strangers come in files that exist. */
+  toFile(path: string): void {
+    const fd = openSync(path, 'wx')
+    try {
+      ftruncateSync(fd, Math.min(this.size, 2 ** 43))
+      for (const page of this.used) {
+        const bytes = this.get(page * PAGE, PAGE)
+        writeSync(fd, bytes, 0, bytes.length, page * PAGE)
+      }
     } finally {
       closeSync(fd)
     }

@@ -3,10 +3,10 @@
 import { Campaign } from './campaign.js'
 import { watchOpens } from './disk.js'
 
-const [format, seed, from, to] = process.argv.slice(2) as [string, string, string, string]
+const [format, seed, from, to, repairs] = process.argv.slice(2) as [string, string, string, string, string]
 
 watchOpens()
-const campaign = new Campaign(format, Number(seed))
+const campaign = new Campaign(format, Number(seed), repairs !== '')
 for (let number = Number(from); number < Number(to); number++) {
   // Goes out before the work begins: the channel is a socket that is written at once.
   process.send!({ begun: number })

@@ -10,14 +10,16 @@ import { createImage } from '../../lib/image/create.js'
 import { openImage } from '../../lib/image/open.js'
 import { rebaseImage } from '../../lib/image/rebase.js'
 import { resizeImage } from '../../lib/image/resize.js'
-import { FileStorage } from '../../lib/storage/file.js'
+import { FileStorage } from '../../lib/storage/file-storage.js'
 import { must, vdiskfs } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
 // A busy machine is no fault of the program.
 t.setTimeout(300_000)
 
-const MiB = 1024 * 1024
+const KiB = 1024
+const MiB = 1024 * KiB
+const secret = Buffer.from('geheim')
 const SIZE = 12 * MiB + 512
 const OPTIONS: Readonly<Record<string, readonly string[]>> = {
   vhd: ['block_size=512K'],
@@ -196,6 +198,41 @@ t.test('a QCOW2 overlay is committed into images of other formats', async (t) =>
     const raw = join(folder, 'raw')
     must('qemu-img', ['convert', '-f', QEMU[format] ?? format, '-O', 'raw', base, raw])
     t.ok(same(readFileSync(raw), before), format)
+  }
+})
+
+t.test('a key that is missing is found out before anything is changed', async (t) => {
+  for (const [name, parentKeyed, childKeyed, size] of [
+    ['the key of a parent whose last cluster has a rest', true, false, 150 * KiB],
+    ['the key of a parent without one', true, false, 128 * KiB],
+    ['the key of the child', false, true, 150 * KiB],
+  ] as const) {
+    const folder = temporaryFolder(t)
+    const [base, child] = [join(folder, 'base.qcow2'), join(folder, 'child.qcow2')]
+    const options = (keyed: boolean) => (keyed ? ['encrypt.format=luks', 'encrypt.iter-time=1'] : [])
+    createImage(base, { format: 'qcow2', size, options: options(parentKeyed), secret })
+    write(base, 0, size, 1)
+    createImage(child, { format: 'qcow2', backing: base, options: options(childKeyed), secret })
+    resizeImage(child, { size: MiB })
+    write(child, 200 * KiB, 1000, 2)
+    const before = [base, child].map((path) => readFileSync(path))
+    t.throws(() => commitImage(child), { code: 'ACCESS', message: /--secret/ }, name)
+    t.ok(same(readFileSync(base), before[0]!), 'the parent is as it was')
+    t.ok(same(readFileSync(child), before[1]!), 'and so is the child')
+    commitImage(child, { secret })
+    const expected = Buffer.alloc(MiB)
+    expected.fill(1, 0, size).fill(2, 200 * KiB, 200 * KiB + 1000)
+    const image = openImage(base, { readOnly: true, secret })
+    const bytes = Buffer.alloc(image.size)
+    image.read(bytes, 0, bytes.length, 0)
+    image.close()
+    t.ok(same(bytes, expected), 'with the key it is committed')
+  }
+
+  function write(path: string, offset: number, length: number, byte: number): void {
+    const image = openImage(path, { secret })
+    image.write(new Uint8Array(length).fill(byte), 0, length, offset)
+    image.close()
   }
 })
 

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { PageMiss } from '../../lib/metadata/metadata.js'
+import { PageMiss } from '../../lib/metadata/fill.js'
 import { Region } from '../../lib/metadata/region.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'

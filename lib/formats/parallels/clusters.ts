@@ -9,6 +9,7 @@ import { BAT_ENTRY_SIZE, FLAG_EMPTY, HEADER_SIZE, MAX_ENTRY } from './header.js'
 import type { Repairs } from './repairs.js'
 
 const CHUNK = 1 << 20
+const LEAST_READ = 4096
 const ZEROS = Buffer.alloc(65536)
 
 export class ClusterCheck {
@@ -199,7 +200,8 @@ export class ClusterCheck {
     this.#r.mark()
     const { storage } = this.#r
     const buffer = new Uint8Array(Math.min(CHUNK, clusterSize))
-    const end = Math.min(from + clusterSize, storage.size())
+    // Not what other entries were given behind the file's end.
+    const end = Math.min(from + clusterSize, this.#limit)
     storage.truncate(to + clusterSize)
     // A cluster can be said to be of any size, and is mostly a hole then.
     for (let at = storage.nextData(from); at < end; at = storage.nextData(at)) {
@@ -234,7 +236,8 @@ export class ClusterCheck {
 
   #nextNonZero(from: number, end: number): number {
     const { storage } = this.#r
-    const buffer = Buffer.alloc(ZEROS.length)
+    // Small clusters are asked for one by one: what is read is not to be a hundred times what there is.
+    const buffer = Buffer.alloc(Math.min(ZEROS.length, Math.max(LEAST_READ, this.#r.geometry.clusterSize)))
     for (let at = from < end ? storage.nextData(from) : end; at < end; ) {
       const count = storage.read(buffer, 0, Math.min(buffer.length, end - at), at)
       if (count === 0) return end

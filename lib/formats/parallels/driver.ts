@@ -20,7 +20,7 @@ import { findGaps } from './gaps.js'
 import { MAX_ENTRY } from './header.js'
 import { type ImageLayout, INFLIGHT_SLOTS, Search, State } from './layout.js'
 import { beginSession, endSession } from './session.js'
-import { Tracker } from './tracker.js'
+import { makeRecorder } from './tracker.js'
 
 /** Clusters that one allocation takes at most: their entries lie in two sectors. */
 const MAX_RUN = 128
@@ -55,10 +55,10 @@ export class ImageDriver implements Driver {
     const { extension } = layout
     let changeSectors = PAGE_SECTORS
     if (context.writable && extension && extension.bitmaps.length > 0) {
-      const tracker = new Tracker(layout, context, () => this.#take(1)?.offset ?? -1)
-      this.record = (offset, length) => tracker.record(offset, length)
-      this.recorded = (offset, length) => tracker.recorded(offset, length)
-      changeSectors = Math.max(changeSectors, tracker.changeSectors)
+      const recorder = makeRecorder(layout, context, () => this.#take(1)?.offset ?? -1)
+      this.record = (offset, length) => recorder.record(offset, length)
+      this.recorded = (offset, length) => recorder.recorded(offset, length)
+      changeSectors = Math.max(changeSectors, recorder.changeSectors)
     }
     this.changeSectors = changeSectors
   }

@@ -81,9 +81,9 @@ function checkFirst(storage: Storage, header: Header, warn: (message: string) =>
   let worst: string | undefined
   checkImage(storage, {
     repair: 'none',
-    found: ({ severity, what, message }) => {
+    found: ({ severity, message }) => {
       if (severity === 'leak') leaks++
-      if (severity === 'corruption' && what !== 'in-use') worst ??= message
+      if (severity === 'corruption') worst ??= message
     },
   })
   const left = header.inUse === InUse.OPEN ? 'it was left in use' : 'software without format extensions wrote it'

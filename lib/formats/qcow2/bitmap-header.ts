@@ -10,6 +10,7 @@ import type { Directory } from './bitmap-directory.js'
 import { bitmapsConsistent } from './bitmap-directory.js'
 import { type Extension, ExtensionType, encodeBitmapsExtension, findExtension } from './extensions.js'
 import { Autoclear, encodeHeader, type Header, V2_LENGTH, V3_LENGTH, writeFeatures } from './header.js'
+import { changeHeader } from './header-change.js'
 
 const SECTOR = 512
 /** Of an extension's type and length. */
@@ -50,11 +51,10 @@ export class DirectoryChange {
     if (this.#place !== undefined || !this.#extension) return
     const others = this.header.autoclear.filter((bit) => bit !== Autoclear.BITMAPS)
     const header = { ...this.header, autoclear: others }
-    const bytes = this.#encode(header)
+    const fitting = this.#fit(header)
     writeFeatures(this.#storage, 'autoclear', others)
     this.#storage.sync()
-    this.#storage.write(bytes, 0, bytes.length, 0)
-    this.#storage.sync()
+    changeHeader(this.#storage, fitting)
   }
 
   /** The one write that makes it so. */
@@ -67,21 +67,21 @@ export class DirectoryChange {
   /** After the commit: an extension that says nothing any more is taken out. */
   finish(): void {
     if (this.#extension || !findExtension(this.#before.extensions, ExtensionType.BITMAPS)) return
-    const bytes = this.#encode(this.header)
-    this.#storage.write(bytes, 0, bytes.length, 0)
-    this.#storage.sync()
+    changeHeader(this.#storage, this.#fit(this.header))
   }
 
   /** Where there is no room for the bitmaps, the table of feature names makes some: it only helps error messages. */
-  #encode(header: Header): Uint8Array {
+  #fit(header: Header): Header {
     const { path } = this.#storage
     const bare = header.extensions.filter(({ type }) => type !== ExtensionType.FEATURE_NAMES)
     try {
-      return encodeHeader(header, path)
+      encodeHeader(header, path)
+      return header
     } catch (error) {
       if (!(error instanceof VdiskError) || error.code !== 'USAGE' || bare.length === header.extensions.length)
         throw error
-      return encodeHeader({ ...header, extensions: bare }, path)
+      encodeHeader({ ...header, extensions: bare }, path)
+      return { ...header, extensions: bare }
     }
   }
 }

@@ -16,21 +16,22 @@ import { VdiskError } from '../../util/errors.js'
 import type { CheckTotals } from '../driver.js'
 import { BitmapFlag, bitmapProblem, bitmapsConsistent } from './bitmap-directory.js'
 import { checkCopied } from './copied.js'
-import type { Counts } from './counts.js'
+import { type Counts, Use } from './counts.js'
 import { ExtensionType, findExtension } from './extensions.js'
 import { refuseUnknown } from './features.js'
 import { FIELD, Incompatible, readHeader } from './header.js'
 import { type CheckOptions, Mending } from './mending.js'
 import { Recount } from './recount.js'
 import { encodeSnapshots, lacksExtra, withExtra } from './snapshot-table.js'
-import { placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
-import { type Fault, l2Span, type Roots, walk } from './walk.js'
+import { freeEnd, placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
+import { examine, type Fault, l2Span, type Origin, type Walked, walk } from './walk.js'
 
 /** @throws FORMAT, UNSUPPORTED, CORRUPT where the header cannot be read; IO */
 export function checkImage(storage: Storage, options: CheckOptions): CheckTotals {
   const header = readHeader(storage)
   refuseUnknown(header, storage.path)
-  return new Check(storage, new Mending(storage, shapeOf(header), options)).run()
+  const shape = shapeOf(header)
+  return new Check(storage, new Mending(storage, shape, options), shape.clusterSize).run()
 }
 
 /**
@@ -50,46 +51,80 @@ export function repairRefcounts(storage: Storage): void {
 /** More are not kept in mind: flags are then judged by the references. */
 const MAX_WRONG = 2 ** 18
 
+/** Each lays bare at most the tables below those that were copied in the one before. */
+const MOST_ROUNDS = 8
+
 class Check {
   readonly #storage: Storage
   readonly #m: Mending
+  readonly #origin: Origin
   /** Behind the last cluster that anything refers to. */
   #used = 0
   /** Refcounts that differ from the references, and stay so. */
   readonly #wrong = new Map<number, number>()
 
-  constructor(storage: Storage, mending: Mending) {
+  constructor(storage: Storage, mending: Mending, clusterSize: number) {
     this.#storage = storage
     this.#m = mending
+    this.#origin = { clusters: Math.ceil(storage.size() / clusterSize), moved: mending.moved }
   }
 
   run(): CheckTotals {
     const entry = (fault: Fault) => this.#m.entry(fault)
-    let structure = readStructure(this.#storage, entry)
+    this.#lookAhead()
+    if (this.#m.all) this.#separate()
+    const found = readStructure(this.#storage, entry)
+    let structure = found
     this.#checkHeader(structure)
     this.#checkBitmaps(structure)
     if (this.#checkSnapshots(structure)) structure = readStructure(this.#storage)
     let roots = rootsOf(this.#storage, structure, entry)
-    let walked = walk(this.#storage, structure.shape, roots, entry)
+    let walked = walk(this.#storage, structure.shape, roots, entry, this.#origin)
     if (this.#m.changed) {
       structure = readStructure(this.#storage, () => {})
       roots = rootsOf(this.#storage, structure)
       walked = walk(this.#storage, structure.shape, roots)
     }
     this.#checkRefcounts(walked.counts)
-    this.#checkFlags(structure, roots, walked.counts)
-    this.#m.finish()
+    this.#checkFlags(structure, walked)
+    this.#checkMarks(found, this.#m.finish())
     const { clusterSize, size } = structure.shape
     return { imageEnd: this.#used * clusterSize, clusters: Math.ceil(size / clusterSize), ...walked.seen }
   }
 
+  /** Before anything is written: whether it may be, and where there is room. */
+  #lookAhead(): void {
+    const structure = readStructure(this.#storage, () => {})
+    const holds: Fault[] = []
+    const fault = (found: Fault) => {
+      if (found.holds) holds.push(found)
+    }
+    const roots = rootsOf(this.#storage, structure, fault)
+    examine(this.#storage, structure.shape, roots, fault)
+    if (holds.length > 0) this.#m.hold()
+    this.#m.freeEnd = freeEnd(this.#storage, roots)
+  }
+
+  /**
+   * What lies in one cluster with something else gets one of its own, before anything is mended where it lies: else that
+   * could write into another's data.
+   */
+  #separate(): void {
+    for (let round = 0; round < MOST_ROUNDS && this.#m.all; round++) {
+      this.#m.changed = false
+      const structure = readStructure(this.#storage, () => {})
+      const overlap = (fault: Fault) => {
+        if (fault.what === 'overlap') this.#m.entry(fault)
+      }
+      walk(this.#storage, structure.shape, rootsOf(this.#storage, structure), overlap, this.#origin)
+      if (!this.#m.changed) return
+    }
+    // It does not come to an end.
+    this.#m.hold()
+  }
+
   #checkHeader({ header, shape }: Structure): void {
-    const { incompatible, size, l1Size } = header
-    const offset = FIELD.incompatible
-    if (incompatible.includes(Incompatible.CORRUPT))
-      this.#m.report('warning', 'corrupt-bit', 'it is marked corrupt', this.#m.leaks, { offset })
-    if (incompatible.includes(Incompatible.DIRTY))
-      this.#m.report('warning', 'dirty-bit', 'it was left in use: its refcounts may be old', this.#m.leaks, { offset })
+    const { size, l1Size } = header
     const needed = Math.ceil(size / l2Span(shape))
     if (l1Size < needed)
       this.#m.entry({
@@ -98,6 +133,15 @@ class Check {
         message: `the active L1 table has ${l1Size} entries: a disk of ${size} bytes needs ${needed}`,
         offset: FIELD.l1Size,
       })
+  }
+
+  /** @param cleared they were cleared, as nothing is wrong any more */
+  #checkMarks({ header: { incompatible } }: Structure, cleared: boolean): void {
+    const more = { offset: FIELD.incompatible }
+    if (incompatible.includes(Incompatible.CORRUPT))
+      this.#m.report('warning', 'corrupt-bit', 'it is marked corrupt', cleared, more)
+    if (incompatible.includes(Incompatible.DIRTY))
+      this.#m.report('warning', 'dirty-bit', 'it was left in use: its refcounts may be old', cleared, more)
   }
 
   #checkBitmaps({ header, shape, directory }: Structure): void {
@@ -162,31 +206,44 @@ class Check {
       if (references === refcount) return refcount
       const wanted = runs.differs(cluster, refcount, references)
       const next = recount.broken ? refcount : wanted
-      if (!all && next !== references && this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
+      if (next === references) return next
+      // In use by what is lost, perhaps: it stays so in refcounts that are made anew, too.
+      if (this.#m.lost && refcount > references) counts.add(cluster, Use.DATA, refcount - references)
+      else if (this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
       return next
     })
     runs.end()
     if (all && (recount.broken || !complete)) {
       this.#m.mark()
-      recount.rebuild(counts, counts.clusters, true)
+      recount.rebuild(counts, counts.clusters, this.#m.freeEnd)
+      this.#wrong.clear()
       this.#used = Math.ceil(this.#storage.size() / place.clusterSize)
     }
     this.#storage.sync()
     for (const { offset, length } of runs.freed) this.#storage.punch(offset, length)
   }
 
-  #checkFlags({ shape }: Structure, roots: Roots, counts: Counts): void {
-    const { all } = this.#m
+  /**
+   * A flag that is set where others may use the cluster leads to their data being overwritten. One that is missing where
+   * nobody does (before a cluster is shared it is cleared, so that crashes leave it so) makes the next writer copy the
+   * cluster, and is mended with leaks; but in a data file, where a cluster has to stay in its place.
+   */
+  #checkFlags({ shape }: Structure, { counts, tables }: Walked): void {
+    const { all, leaks, left, lost } = this.#m
     const refcounts = {
       clusters: counts.clusters,
       of: (cluster: number) => this.#wrong.get(cluster) ?? counts.of(cluster),
     }
-    checkCopied(this.#storage, shape, roots, refcounts, ({ offset, guest, host, kind, refcount, set }) => {
-      if (all) this.#m.mark()
+    const careful = leaks && left === 0 && !lost
+    checkCopied(this.#storage, shape, tables, refcounts, ({ offset, guest, host, kind, refcount, set }) => {
+      const harmless = !set && !shape.dataFile
+      const repaired = all || (harmless && careful)
+      if (repaired) this.#m.mark()
       const expected = kind === 'compressed cluster' ? 'never has it' : `has refcount ${refcount}`
-      const message = `COPIED is ${set ? 'set' : 'not set'} for the ${kind} of the disk's byte ${guest}, at byte ${host}, which ${expected}`
-      this.#m.report('corruption', 'copied', message, all, { offset, guest })
-      return all
+      const hint = harmless ? ': it is copied before it is written' : ''
+      const message = `COPIED is ${set ? 'set' : 'not set'} for the ${kind} of the disk's byte ${guest}, at byte ${host}, which ${expected}${hint}`
+      this.#m.report(harmless ? 'warning' : 'corruption', 'copied', message, repaired, { offset, guest })
+      return repaired
     })
   }
 }

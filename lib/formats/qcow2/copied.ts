@@ -3,7 +3,7 @@
 import type { Storage } from '../../storage/storage.js'
 import { COMPRESSED, COPIED, hostOffset } from './entries.js'
 import { pieces } from './pieces.js'
-import { l2EntrySize, l2Span, l2TableAt, type Roots, type Shape } from './walk.js'
+import { type L1Table, l2EntrySize, l2Span, l2TableAt, type Shape } from './walk.js'
 
 /** The refcounts of the clusters of a file. */
 export interface Refcounts {
@@ -26,10 +26,19 @@ export interface WrongFlag {
 /** @returns true where the flag is to be changed */
 export type OnWrongFlag = (flag: WrongFlag) => boolean
 
-/** Looks at every flag, and changes those that `wrong` says. Not durable before a sync. */
-export function checkCopied(storage: Storage, shape: Shape, roots: Roots, counts: Refcounts, wrong: OnWrongFlag): void {
+/**
+ * Looks at every flag, and changes those that `wrong` says. Not durable before a sync.
+ * @param tables those that `walk` found to be sound
+ */
+export function checkCopied(
+  storage: Storage,
+  shape: Shape,
+  tables: readonly L1Table[],
+  counts: Refcounts,
+  wrong: OnWrongFlag,
+): void {
   const flags = new Flags(storage, shape, counts, wrong)
-  for (const { active, offset, entries } of roots.tables) if (active) flags.l1(offset, entries)
+  for (const { active, offset, entries } of tables) if (active) flags.l1(offset, entries)
 }
 
 class Flags {

@@ -29,7 +29,7 @@ import { Packing } from './packing.js'
 import { Refcounts } from './refcounts.js'
 import { beginSession, endSession } from './session.js'
 import { Order, Tables } from './tables.js'
-import { beginTracking, endTracking, Tracker } from './tracker.js'
+import { beginTracking, endTracking, makeRecorder } from './tracker.js'
 import { Writing } from './writing.js'
 import { Zeroing } from './zeroing.js'
 
@@ -86,11 +86,11 @@ export class Qcow2Driver implements Driver {
       }
       this.allocateEncoded = (offset, length, out) => this.#packing.allocate(offset, length, out)
     }
-    const tracker = new Tracker(layout, context, () => this.#clusters.take(1))
-    this.changeSectors = Math.max(CHANGE_SECTORS, tracker.changeSectors)
+    const recorder = makeRecorder(layout, context, () => this.#clusters.take(1))
+    this.changeSectors = Math.max(CHANGE_SECTORS, recorder.changeSectors)
     if (context.writable && layout.tracked.length > 0) {
-      this.record = (offset, length) => tracker.record(offset, length)
-      this.recorded = (offset, length) => tracker.recorded(offset, length)
+      this.record = (offset, length) => recorder.record(offset, length)
+      this.recorded = (offset, length) => recorder.recorded(offset, length)
     }
   }
 

@@ -137,7 +137,7 @@ export class Edit {
     refer()
     storage.sync()
     const { freed, used } = this.#lower(after)
-    checkCopied(storage, next.shape, roots, after, () => true)
+    checkCopied(storage, next.shape, roots.tables, after, () => true)
     storage.sync()
     mark((features ?? []).filter((bit) => bit !== Incompatible.DIRTY))
     for (const { first, count } of freed) storage.punch(first * this.#clusterSize, count * this.#clusterSize)
@@ -166,7 +166,7 @@ export class Edit {
       of: (cluster: number) => Math.max(after.of(cluster), this.#before.of(cluster)),
     }
     const { shape } = this.structure
-    for (const tables of [this.#roots, roots]) checkCopied(this.#storage, shape, tables, most, ({ set }) => set)
+    for (const { tables } of [this.#roots, roots]) checkCopied(this.#storage, shape, tables, most, ({ set }) => set)
     this.#storage.sync()
   }
 
@@ -184,7 +184,7 @@ export class Edit {
         if (value > 0) all.add(cluster, Use.DATA, value)
         return refcount
       })
-      this.#recount.rebuild(all, this.#end, true)
+      this.#recount.rebuild(all, this.#end)
     }
     this.#storage.sync()
   }

@@ -5,9 +5,9 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
-import type { Facts, SectorCipher } from '../driver.js'
+import type { Facts, OpenContext, SectorCipher } from '../driver.js'
 import { findMasterKey, readLuks } from './crypto/luks.js'
-import { type HeaderPlace, type Luks, SlotState } from './crypto/luks-header.js'
+import { type HeaderPlace, iterationsOf, type Luks, SlotState } from './crypto/luks-header.js'
 import { SECTOR } from './crypto/modes.js'
 import { type CipherSpec, NumberedSectors } from './crypto/sector-cipher.js'
 import { cryptExtension } from './extensions.js'
@@ -33,14 +33,18 @@ export interface Encryption {
   readonly facts: Facts
 }
 
-/** Gives the passphrase; undefined where there is none. */
-type Secret = () => Uint8Array | undefined
+/** So many take ten seconds or so, and are several times what other programs choose. */
+const MANY_ITERATIONS = 2 ** 25
 
 /**
  * What the header says of encryption, and the key, where there is a secret.
  * @throws CORRUPT, UNSUPPORTED; ACCESS for a passphrase that does not open it
  */
-export function openEncryption(storage: Storage, header: Header, secret: Secret | undefined): Encryption | undefined {
+export function openEncryption(
+  storage: Storage,
+  header: Header,
+  { secret, warn }: Pick<OpenContext, 'secret' | 'warn'>,
+): Encryption | undefined {
   if (header.cryptMethod === Crypt.NONE) return undefined
   const { path } = storage
   // Sectors are encrypted whole, and no writer makes a disk that ends inside of one.
@@ -55,6 +59,9 @@ export function openEncryption(storage: Storage, header: Header, secret: Secret 
   const place = headerPlace(storage, header)
   const luks = readLuks(storage, place)
   const passphrase = secret?.()
+  const iterations = iterationsOf(luks.header)
+  if (passphrase && iterations >= MANY_ITERATIONS)
+    warn(`its passphrase is being tried, with up to ${iterations} iterations of PBKDF2: that may take a minute or two`)
   const key = passphrase && findMasterKey(storage, place, luks, passphrase)
   if (passphrase && !key) throw new VdiskError('ACCESS', 'the passphrase opens none of its key slots', { path })
   return { method: 'luks', spec: luks.spec, key, facts: luksFacts(luks) }

@@ -37,10 +37,14 @@ export function compressedOffset(hi: number, lo: number, clusterBits: number): n
   return (hi & (2 ** highBits - 1)) * WORD + lo
 }
 
+/** How many sectors of a compressed cluster lie behind its first. */
+export function compressedSectors(hi: number, clusterBits: number): number {
+  return (hi & ~(COPIED | COMPRESSED)) >>> (COMPRESSED_BITS - clusterBits - 32)
+}
+
 /** Bytes from a compressed cluster's first one to the end of its last sector. */
 export function compressedLength(hi: number, lo: number, clusterBits: number): number {
-  const highBits = COMPRESSED_BITS - clusterBits - 32
-  const sectors = ((hi & ~(COPIED | COMPRESSED)) >>> highBits) + 1
+  const sectors = compressedSectors(hi, clusterBits) + 1
   return sectors * COMPRESSED_SECTOR - (lo % COMPRESSED_SECTOR)
 }
 

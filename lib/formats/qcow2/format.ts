@@ -40,7 +40,10 @@ export const qcow2: Format<Qcow2Layout> = {
     delete: (_, [image], wanted) => deleteSnapshot(image!, wanted),
   },
   resize: (layout, files, size, help) =>
-    resizeQcow2({ ...help, storage: files[0]!, dataFile: layout.dataFile && files[layout.dataFile.index] }, size),
+    resizeQcow2(
+      { ...help, layout, storage: files[0]!, dataFile: layout.dataFile && files[layout.dataFile.index] },
+      size,
+    ),
   rebase: (_, [image], context) => rebaseQcow2(image!, context),
   empty: ({ dataFile }, files) => emptyQcow2(files[0]!, dataFile && files[dataFile.index]),
   check: (context) => checkImage(context.storage, context),

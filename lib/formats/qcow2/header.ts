@@ -61,6 +61,7 @@ const V3_FULL_LENGTH = 112
 
 /** Where fields are in the file that are changed by themselves. */
 export const FIELD = {
+  backingFileOffset: HEADER_V2.offsetOf('backingFileOffset'),
   l1Size: HEADER_V2.offsetOf('l1Size'),
   l1TableOffset: HEADER_V2.offsetOf('l1TableOffset'),
   refcountTableOffset: HEADER_V2.offsetOf('refcountTableOffset'),
@@ -207,9 +208,7 @@ function backingPlace(
  */
 export function encodeHeader(header: Header, path: string): Uint8Array {
   const clusterSize = 2 ** header.clusterBits
-  const headerLength = header.version === 2 ? V2_LENGTH : V3_LENGTH + header.additional.length
-  const extensions = encodeExtensions(header.extensions)
-  const nameAt = headerLength + extensions.length
+  const nameAt = encodeWithoutName(header, 0).length
   const name = header.backingName ?? new Uint8Array()
   if (nameAt + name.length > clusterSize)
     throw new VdiskError(
@@ -218,9 +217,19 @@ export function encodeHeader(header: Header, path: string): Uint8Array {
       { path },
     )
   const out = new Uint8Array(nameAt + name.length)
+  out.set(encodeWithoutName(header, nameAt))
+  out.set(name, nameAt)
+  return out
+}
+
+/** The bytes of a header with its extensions, whose backing file's name, if it has one, is at byte `nameAt`. */
+export function encodeWithoutName(header: Header, nameAt: number): Uint8Array {
+  const headerLength = header.version === 2 ? V2_LENGTH : V3_LENGTH + header.additional.length
+  const extensions = encodeExtensions(header.extensions)
+  const out = new Uint8Array(headerLength + extensions.length)
   const { backingName } = header
   HEADER_V2.write(
-    { ...header, magic: MAGIC, backingFileOffset: backingName ? nameAt : 0, backingFileSize: name.length },
+    { ...header, magic: MAGIC, backingFileOffset: backingName ? nameAt : 0, backingFileSize: backingName?.length ?? 0 },
     out,
   )
   if (header.version > 2) {
@@ -228,7 +237,6 @@ export function encodeHeader(header: Header, path: string): Uint8Array {
     out.set(header.additional, V3_LENGTH)
   }
   out.set(extensions, headerLength)
-  out.set(name, nameAt)
   return out
 }
 

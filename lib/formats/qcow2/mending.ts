@@ -7,7 +7,7 @@ import type { Storage } from '../../storage/storage.js'
 import { MiB } from '../../util/sizes.js'
 import type { Finding, Repair } from '../driver.js'
 import { Incompatible, readFeatures, writeFeatures } from './header.js'
-import type { Fault, Shape } from './walk.js'
+import type { Copy, Fault, Shape } from './walk.js'
 
 /** More bytes are not copied: an image that needs more of that is no image. */
 const MAX_COPIED = 64 * MiB
@@ -19,8 +19,12 @@ export interface CheckOptions {
 
 export class Mending {
   /** Whether everything is to be mended, or leaks. */
-  readonly all: boolean
-  readonly leaks: boolean
+  all: boolean
+  leaks: boolean
+  /** Byte offset behind which there is nothing, nor is said to be anything. */
+  freeEnd = 0
+  /** Entries, by their byte offsets, that refer to copies. */
+  readonly moved = new Set<number>()
   /** Corruptions that are left. */
   left = 0
   /** Structures cannot be read, so that what they refer to looks unused. */
@@ -32,7 +36,8 @@ export class Mending {
   readonly #found: (finding: Finding) => void
   readonly #features: readonly number[] | undefined
   #marked = false
-  #copies = 0
+  #held = false
+  #copied = 0
 
   constructor(storage: Storage, shape: Shape, { repair, found }: CheckOptions) {
     this.storage = storage
@@ -51,7 +56,15 @@ export class Mending {
     more: Partial<Finding> = {},
   ): void {
     if (severity === 'corruption' && !repaired) this.left += more.count ?? 1
-    this.#found({ severity, what, message, repairable: true, repaired, ...more })
+    const repairable = !this.#held && (more.repairable ?? true)
+    this.#found({ severity, what, message, repaired, ...more, repairable })
+  }
+
+  /** Nothing is mended, nor can be. */
+  hold(): void {
+    this.#held = true
+    this.all = false
+    this.leaks = false
   }
 
   /** Before the first change. */
@@ -66,14 +79,18 @@ export class Mending {
     this.storage.sync()
   }
 
-  /** After the last change. An image with no fault that is left is neither dirty nor corrupt. */
-  finish(): void {
+  /**
+   * After the last change. An image with no fault that is left is neither dirty nor corrupt.
+   * @returns true where it is marked as neither now
+   */
+  finish(): boolean {
     if (this.leaks) this.storage.sync()
     const marks: readonly number[] = [Incompatible.DIRTY, Incompatible.CORRUPT]
     const clean = this.leaks && this.left === 0
     const wasMarked = this.#features?.some((bit) => marks.includes(bit))
     if (this.#features && (this.#marked || (clean && wasMarked)))
       this.#write(clean ? this.#features.filter((bit) => !marks.includes(bit)) : this.#features)
+    return clean
   }
 
   /** Writes bytes that mend something. */
@@ -85,7 +102,7 @@ export class Mending {
   /** Clusters behind everything. Their refcounts are 0 until they are counted. */
   append(bytes: Uint8Array): number {
     const { clusterSize } = this.#shape
-    const offset = Math.ceil(this.storage.size() / clusterSize) * clusterSize
+    const offset = Math.ceil(Math.max(this.storage.size(), this.freeEnd) / clusterSize) * clusterSize
     const filled = new Uint8Array(Math.ceil(bytes.length / clusterSize) * clusterSize)
     filled.set(bytes)
     this.write(filled, offset)
@@ -96,8 +113,10 @@ export class Mending {
   /** Reports a fault of an entry, and mends it where that is wanted and possible. */
   entry(fault: Fault): void {
     const { severity, what, message, offset, guest, replace, copy, loses } = fault
-    const copied = copy !== undefined && this.#copies * this.#shape.clusterSize < MAX_COPIED
+    const copied = copy !== undefined && this.#copied + copy.length <= MAX_COPIED
     const repairable = replace !== undefined || copied
+    // What would have to be mended lies over something that is not to be touched.
+    if (this.all && what === 'overlap' && !repairable) this.hold()
     const repaired = this.all && repairable
     if (repaired) {
       this.changed = true
@@ -107,15 +126,17 @@ export class Mending {
     this.report(severity, what, message, repaired, { offset, repairable, ...(guest !== undefined && { guest }) })
   }
 
-  /** Gives an entry a cluster of its own with the same bytes. */
-  #copy({ cluster, low }: NonNullable<Fault['copy']>, entry: number): void {
-    this.#copies++
-    const { clusterSize } = this.#shape
-    const bytes = new Uint8Array(clusterSize)
-    this.storage.read(bytes, 0, clusterSize, cluster * clusterSize)
+  /** Gives an entry clusters of its own with the same bytes. */
+  #copy({ from, length, entry }: Copy, at: number): void {
+    this.#copied += length
+    const bytes = new Uint8Array(length)
+    if (from !== undefined) this.storage.read(bytes, 0, length, from)
     const place = this.append(bytes)
-    const halves = Buffer.alloc(8)
-    halves.writeBigUInt64BE(BigInt(place) | BigInt(low))
-    this.write(halves, entry)
+    this.write(entry(place), at)
+    this.moved.add(at)
+    // Of a table, its entries lie elsewhere now.
+    if (from !== undefined)
+      for (const other of [...this.moved])
+        if (other >= from && other < from + length) this.moved.add(other - from + place)
   }
 }

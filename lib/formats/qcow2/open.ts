@@ -46,7 +46,7 @@ export function openQcow2(context: OpenContext): Opened<Qcow2Layout> {
     wanted === undefined ? undefined : findSnapshot(readSnapshots(storage, header).snapshots, wanted, storage.path)
   const parent = parentRequest(header, path)
   const file = openDataFile(context, header)
-  const encryption = openEncryption(storage, header, context.secret)
+  const encryption = openEncryption(storage, header, context)
   const backing = parent !== undefined
   const made = makeLayout(header, { snapshot, file, backing, encryption, path: storage.path })
   const layout = readOnly ? made : { ...made, ...trackedBitmaps(storage, header, context.warn) }

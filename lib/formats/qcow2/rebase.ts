@@ -8,7 +8,8 @@ import { aroundChange } from './bitmap-tools.js'
 import { backingFormat } from './create.js'
 import { Edit } from './edit.js'
 import { ExtensionType } from './extensions.js'
-import { Autoclear, encodeHeader, type Header, MAX_BACKING_NAME, readHeader } from './header.js'
+import { Autoclear, type Header, MAX_BACKING_NAME, readHeader } from './header.js'
+import { changeHeader } from './header-change.js'
 import { writeDiskFields } from './header-fields.js'
 
 const ENTRY_BYTES = 8
@@ -27,10 +28,7 @@ export function rebaseQcow2(storage: Storage, { path, backing, change }: RebaseC
   const others = header.extensions.filter(({ type }) => type !== ExtensionType.BACKING_FORMAT)
   const extensions = backing ? [backingFormat(backing), ...others] : others
   const next: Header = { ...header, backingName, extensions }
-  // What is behind it in its cluster means nothing.
-  const bytes = encodeHeader(next, storage.path)
-  storage.write(bytes, 0, bytes.length, 0)
-  storage.sync()
+  changeHeader(storage, next)
 }
 
 /** A new L1 table with nothing in it; snapshots keep what they have. The order of writes is `Edit`'s. */

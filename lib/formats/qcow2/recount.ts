@@ -197,15 +197,16 @@ export class Recount {
   }
 
   /**
-   * Writes all refcounts anew, at the end of the file, and makes the header refer to them. `counts` has the references to
+   * Writes all refcounts anew, behind the file, and makes the header refer to them. `counts` has the references to
    * everything, with the old structures where `mark` counted them; it gets those of the new ones instead.
    * @param end behind the last cluster that has a refcount
+   * @param free the first byte from which on nothing is said to be
    * @returns where the table is now
    * @throws NO_SPACE where the table would be too large
    */
-  rebuild(counts: Counts, end: number, marked: boolean): RefcountPlace {
-    if (marked) this.#unmark(counts)
-    const start = Math.max(end, Math.ceil(this.#storage.size() / this.#clusterSize))
+  rebuild(counts: Counts, end: number, free = 0): RefcountPlace {
+    this.#unmark(counts)
+    const start = Math.max(end, Math.ceil(Math.max(free, this.#storage.size()) / this.#clusterSize))
     const { indexes, tableClusters } = this.#plan(counts, end, start)
     for (let i = 0; i < indexes.length + tableClusters; i++) counts.add(start + i, Use.METADATA)
     const table = new Float64Array((tableClusters * this.#clusterSize) / 8)

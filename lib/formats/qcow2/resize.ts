@@ -1,17 +1,20 @@
 /**
  * Another size for an image that nobody has open: a new L1 table, which leaves out what is behind the end, and with it the
- * new size; the order of writes is `Edit`'s. What is new reads as zeros, also where a backing file is larger.
+ * new size; the order of writes is `Edit`'s. What is new reads as zeros, also where a backing file is larger; what of it
+ * lies in a cluster of the disk as it was is made so before (see `tail.ts`).
  */
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
-import type { ByteRange, ResizeHelp } from '../driver.js'
+import type { ResizeHelp } from '../driver.js'
 import { aroundChange } from './bitmap-tools.js'
 import { Edit } from './edit.js'
-import { COPIED, highOf, hostOffset, isCompressed, lowOf, ZERO } from './entries.js'
-import { Autoclear, Crypt, type Header, MAX_L1_BYTES, readHeader } from './header.js'
+import { COPIED, highOf, hostOffset, lowOf, ZERO } from './entries.js'
+import { Autoclear, type Header, MAX_L1_BYTES, readHeader } from './header.js'
 import { writeDiskFields } from './header-fields.js'
+import type { Qcow2Layout } from './layout.js'
 import { shapeOf } from './structure.js'
+import { clearTail } from './tail.js'
 import { l2EntrySize, l2Span } from './walk.js'
 
 const SECTOR = 512
@@ -19,6 +22,7 @@ const ENTRY_BYTES = 8
 const ALL_ZERO = 0xffffffff
 
 export interface ResizeContext extends ResizeHelp {
+  readonly layout: Qcow2Layout
   readonly storage: Storage
   /** Where the guest's data is, if that is another file. */
   readonly dataFile: Storage | undefined
@@ -34,6 +38,7 @@ export function resizeQcow2(context: ResizeContext, wanted: number): void {
   const before = readHeader(storage)
   checkSize(before, size, storage.path)
   const raw = before.autoclear.includes(Autoclear.RAW_DATA_FILE)
+  if (size > before.size) clearTail(context, size)
   if (dataFile && size > before.size) {
     // What a raw file has behind the disk's end would be a part of it.
     if (raw) dataFile.truncate(before.size)
@@ -96,8 +101,6 @@ class Resize {
 
   run(raw: boolean): void {
     const { structure } = this.#edit
-    const left = this.#size > this.#header.size ? this.#clearTail() : undefined
-    if (left) this.#context.zeroLater(left)
     this.#rewriteTables(raw)
     for (let at = 0; at < this.#l1.length; at += ENTRY_BYTES)
       this.#l1.writeUInt32BE((this.#l1.readUInt32BE(at) & ~COPIED) >>> 0, at)
@@ -120,39 +123,6 @@ class Resize {
     const offset = this.#tableAt(index)
     if (offset !== 0) this.#storage.read(table, 0, table.length, offset)
     return table
-  }
-
-  /**
-   * What the last cluster holds behind the end of the disk becomes zeros, where that can be done without anybody noticing.
-   * @returns what has to be written otherwise
-   */
-  #clearTail(): ByteRange | undefined {
-    const { size } = this.#header
-    const within = size % this.#clusterSize
-    if (within === 0) return undefined
-    const cluster = Math.floor(size / this.#clusterSize)
-    const end = Math.min(this.#size, (cluster + 1) * this.#clusterSize)
-    const left = { start: size, length: end - size }
-    const table = this.#readTable(Math.floor(cluster / this.#perTable))
-    const at = (cluster % this.#perTable) * this.#entrySize
-    const high = table.readUInt32BE(at)
-    const low = table.readUInt32BE(at + 4)
-    const extended = this.#entrySize > ENTRY_BYTES
-    const host = hostOffset(high, low)
-    const { dataFile } = this.#context
-    const allocated = host !== 0 || (dataFile !== undefined && (high & COPIED) !== 0)
-    if (isCompressed(high)) return left
-    const zeros = !extended && this.#header.version >= 3 && (low & ZERO) !== 0
-    if (!allocated || extended) {
-      // Parts that have no place show the backing file.
-      if (!zeros && this.#context.below() > size) return left
-      if (!allocated) return undefined
-    }
-    if (this.#header.cryptMethod !== Crypt.NONE) return zeros ? undefined : left
-    if (dataFile) dataFile.zero(size, Math.max(0, Math.min(dataFile.size(), size + this.#clusterSize - within) - size))
-    else if (this.#edit.references(host) === 1) this.#storage.zero(host + within, this.#clusterSize - within)
-    else return zeros ? undefined : left
-    return undefined
   }
 
   /** Takes away what is behind the end, and says what is new where that is not said by saying nothing. */

@@ -2,15 +2,16 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
+import { MiB } from '../../util/sizes.js'
 import { type Directory, readDirectory, TABLE_RESERVED, TableEntry } from './bitmap-directory.js'
 import { hostOffset } from './entries.js'
 import { cryptExtension } from './extensions.js'
-import { Autoclear, FIELD, type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
+import { Autoclear, Crypt, FIELD, type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
 import { snapshotFields } from './header-fields.js'
 import { eachEntry, entryBytes, hexOf } from './pieces.js'
 import type { RefcountPlace } from './recount.js'
 import { readSnapshots, readWhatIsThere, type Snapshot, type SnapshotTable } from './snapshot-table.js'
-import type { Fault, L1Table, OnFault, Range, Roots, Shape } from './walk.js'
+import type { BitmapClusters, Fault, L1Table, OnFault, Range, Roots, Shape } from './walk.js'
 
 export interface Structure {
   readonly header: Header
@@ -27,6 +28,8 @@ export function shapeOf(header: Header): Shape {
     clusterSize: 2 ** header.clusterBits,
     extendedL2: header.incompatible.includes(Incompatible.EXTENDED_L2),
     dataFile: header.incompatible.includes(Incompatible.DATA_FILE),
+    shows: header.version < 3 && header.backingName !== undefined,
+    placed: header.cryptMethod === Crypt.LUKS,
     size: header.size,
   }
 }
@@ -99,51 +102,77 @@ export function rootsOf(storage: Storage, structure: Structure, fault: OnFault =
   const others = snapshots.snapshots.map((snapshot) =>
     tableOf(nameOfTable(snapshot), snapshot.l1TableOffset, snapshot.l1Size, false),
   )
-  const tables = [active, ...others].filter(({ name, offset, entries }) => {
+  const tables = [active, ...others].filter(({ name, offset, entries, active: isActive }) => {
     if (entries * 8 <= MAX_L1_BYTES) return true
     const message = `${name} has ${entries} entries: expected ${MAX_L1_BYTES / 8} at most`
-    fault({ severity: 'corruption', what: 'l1-range', message, offset, loses: true })
+    fault({ severity: 'corruption', what: 'l1-range', message, offset, loses: true, holds: isActive })
     return false
   })
-  return { tables, ranges: [...rangesOf(storage, structure, fault)] }
+  return { tables, ranges: [...rangesOf(storage, structure, fault)], bitmaps: bitmapsOf(storage, structure, fault) }
 }
+
+/**
+ * Where new structures of an image may lie: behind the file, and behind what is said to go on behind it, unless that is
+ * further away than the file can grow.
+ * @returns a byte offset
+ */
+export function freeEnd(storage: Storage, { tables, ranges }: Roots): number {
+  const size = storage.size()
+  const ends = [...tables.map(({ offset, entries }) => offset + 8 * entries), ...ranges.map((r) => r.offset + r.length)]
+  return ends.reduce((most, end) => (end <= size + MAX_GROWTH ? Math.max(most, end) : most), size)
+}
+
+/** More than mending ever adds to a file. */
+const MAX_GROWTH = 128 * MiB
 
 function tableOf(name: string, offset: number, entries: number, active: boolean): L1Table {
   return { name, offset, entries, active }
 }
 
-function* rangesOf(
-  storage: Storage,
-  { header, shape, snapshots, directory }: Structure,
-  fault: OnFault,
-): Generator<Range> {
+function* rangesOf(storage: Storage, { header, shape, snapshots }: Structure, fault: OnFault): Generator<Range> {
   yield { name: 'the header', offset: 0, length: shape.clusterSize }
   const { snapshotsOffset } = header
   if (snapshots.length > 0) yield { name: 'the snapshot table', offset: snapshotsOffset, length: snapshots.length }
   const crypt = cryptExtension(header.extensions, storage.path)
-  if (crypt) yield { name: 'the encryption header', ...crypt }
-  if (directory.length > 0) yield { name: 'the bitmap directory', offset: directory.offset, length: directory.length }
-  yield* bitmapRanges(storage, header, directory, fault)
+  if (!crypt) return
+  const { offset, length } = crypt
+  const end = roundUp(storage.size(), shape.clusterSize)
+  if (offset % shape.clusterSize !== 0 || offset + length > end || length > MAX_CRYPT_HEADER) {
+    const found = `the encryption header of ${length} bytes is said to be at byte ${offset}`
+    const message = `${found}: expected clusters of the file, ${MAX_CRYPT_HEADER} bytes at most`
+    fault({ severity: 'corruption', what: 'crypt-range', message, offset })
+  }
+  yield { name: 'the encryption header', offset, length: Math.min(length, MAX_CRYPT_HEADER) }
 }
 
-function* bitmapRanges(storage: Storage, header: Header, directory: Directory, fault: OnFault): Generator<Range> {
-  const shape = shapeOf(header)
-  const { clusterSize } = shape
-  const end = Math.ceil(storage.size() / clusterSize) * clusterSize
+/** Eight keys of LUKS, each split into 4,000 of 64 bytes, are a part of it. */
+const MAX_CRYPT_HEADER = 16 * MiB
+
+const roundUp = (length: number, to: number) => Math.ceil(length / to) * to
+
+function bitmapsOf(storage: Storage, { header, shape, directory }: Structure, fault: OnFault): BitmapClusters {
+  const end = roundUp(storage.size(), shape.clusterSize)
+  const ranges: Range[] = []
+  const faults: Fault[] = []
+  const { offset, length } = directory
+  if (length > 0) ranges.push({ name: 'the bitmap directory', offset, length })
   let bytes = 0
   for (const { name, tableOffset, tableSize } of directory.bitmaps) {
     const length = tableSize * 8
     const shown = `the table of bitmap '${name}'`
     bytes += length
-    const misplaced = tableOffset === 0 || tableOffset % clusterSize !== 0 || tableOffset + length > end
+    const misplaced = tableOffset === 0 || tableOffset % shape.clusterSize !== 0 || tableOffset + length > end
     if (length > 0 && (misplaced || bytes > end)) {
       const message = `${shown} of ${tableSize} entries is said to be at byte ${tableOffset}`
       fault(givingUp(header, 'bitmap-table', message))
       continue
     }
-    if (length > 0) yield { name: shown, offset: tableOffset, length }
-    yield* dataRanges(storage, shape, `bitmap '${name}'`, tableOffset, tableSize, fault)
+    if (length > 0) ranges.push({ name: shown, offset: tableOffset, length })
+    ranges.push(
+      ...dataRanges(storage, shape, `bitmap '${name}'`, tableOffset, tableSize, (wrong) => faults.push(wrong)),
+    )
   }
+  return { ranges, faults, giveUp: (what, message) => givingUp(header, what, message) }
 }
 
 /** The clusters with the bits of one bitmap. An entry that cannot be is mended by calling all of its bits set. */

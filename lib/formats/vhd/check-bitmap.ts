@@ -25,6 +25,22 @@ export function nextNonZero(storage: Storage, from: number, end: number): number
   return end
 }
 
+/** The offsets of the sectors from `from` to `end`, both at sectors, that are not zeros. Every byte is read once. */
+function* nonZeroSectors(storage: Storage, from: number, end: number): Generator<number> {
+  const atSector = (offset: number) => offset - (offset % SECTOR)
+  let buffer: Buffer | undefined
+  for (let at = atSector(storage.nextData(from)); at < end; ) {
+    buffer ??= Buffer.allocUnsafe(Math.min(ZEROS.length, end - at))
+    const count = storage.read(buffer, 0, Math.min(buffer.length, end - at), at)
+    if (count === 0) return
+    for (let i = 0; i < count; i += SECTOR) {
+      const sectorEnd = Math.min(count, i + SECTOR)
+      if (buffer.compare(ZEROS, 0, sectorEnd - i, i, sectorEnd) !== 0) yield at + i
+    }
+    at = atSector(storage.nextData(at + count))
+  }
+}
+
 /** What is told of a block, and whether it shall be mended. */
 export interface BitmapEvents {
   /** @param offset of the first such sector in the file @param guest of it on the disk */
@@ -75,12 +91,11 @@ function markSectors(
         number,
         number,
       ]
-      for (let at = nextNonZero(storage, from, end); at < end; ) {
-        const sector = first + Math.floor((at - from) / SECTOR)
+      for (const at of nonZeroSectors(storage, from, end)) {
+        const sector = first + (at - from) / SECTOR
         if (count === 0) firstSector = sector
         setBits(bitmap, sector, 1, BIT_ORDER)
         count++
-        at = nextNonZero(storage, from + (sector + 1 - first) * SECTOR, end)
       }
     })
   }

@@ -19,8 +19,8 @@ import {
   looksLikeFooter,
   OLD_FOOTER_BYTES,
 } from './footer.js'
-import { diskSize } from './geometry.js'
 import { checkDataOffset } from './open.js'
+import { differences, isBetween, sizeOf } from './two-footers.js'
 
 /** Something wrong with a footer. */
 export interface FooterFault {
@@ -91,7 +91,6 @@ function lookAtEnd(storage: Storage): Seen | undefined {
   return seen.find((one) => one?.sound) ?? seen.find((one) => one !== undefined)
 }
 
-const sizeOf = (footer: Footer) => diskSize(footer.creatorApplication, footer.currentSize, footer)
 const isFixed = ({ diskType }: Footer) => diskType === DiskType.FIXED
 
 /** A fixed disk's footer lies directly behind as many bytes as it says. */
@@ -180,14 +179,6 @@ function copyFault(copy: Seen | undefined, certain: boolean): FooterFault {
   return { ...common, message, ...(checked && { found: copy.found, expected: copy.expected }) }
 }
 
-/** Fields that decide what the disk is; the others are remarks. */
-const DECIDING: readonly (readonly [name: string, of: (footer: Footer) => string])[] = [
-  ['the size of the disk', (footer) => `${sizeOf(footer)} bytes`],
-  ['the disk type', ({ diskType }) => String(diskType)],
-  ['Data Offset', ({ dataOffset }) => String(dataOffset ?? 'none')],
-  ['Unique Id', ({ uniqueId }) => uniqueId],
-]
-
 /** Both are sound and say different things: the one that the header bears out is right. */
 function compare(
   storage: Storage,
@@ -195,18 +186,22 @@ function compare(
   copy: Seen,
   from: (seen: Seen, faults: readonly FooterFault[]) => JudgedFooter | undefined,
 ): JudgedFooter | undefined {
-  const differs = DECIDING.find(([, of]) => of(end.footer!) !== of(copy.footer!))
+  const differs = differences(end.footer!, copy.footer!)[0]
   const common = { what: 'footer-differs', offset: 0, mend: 'copy' } as const
   if (!differs) {
     const message = 'the copy of the footer at the beginning differs from the footer in fields that decide nothing'
     return from(end, [{ ...common, severity: 'warning', message, certain: true }])
   }
-  const [name, of] = differs
+  const { name, of } = differs
   const [found, expected] = [of(copy.footer!), of(end.footer!)]
   const message = `${name} is ${expected} in the footer at the end and ${found} in its copy`
   const fault = { ...common, severity: 'corruption', message, found, expected } as const
   const endFits = headerFits(storage, end.footer!, end.offset)
   const copyFits = headerFits(storage, copy.footer!, end.offset)
+  if (endFits && copyFits && isBetween(end.footer!, copy.footer!)) {
+    const text = `${message}: a change of it was interrupted, and the one at the end counts; programs that go by the copy see the other`
+    return from(end, [{ ...fault, severity: 'warning', message: text, certain: true }])
+  }
   if (endFits === copyFits)
     return from(end, [{ ...fault, message: `${message}, and nothing says which is right`, certain: false }])
   if (endFits) return from(end, [{ ...fault, certain: true }])

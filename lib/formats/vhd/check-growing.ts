@@ -3,15 +3,13 @@
  * copied; an entry is taken out of the table only where the place that it says can hold no data of a block.
  */
 
-import { fstatSync } from 'node:fs'
-import type { Storage } from '../../storage/storage.js'
 import { onesComplementByteSum } from '../../util/checksum.js'
 import { VdiskError } from '../../util/errors.js'
-import type { CheckContext, CheckTotals } from '../driver.js'
+import type { CheckTotals } from '../driver.js'
 import { readBatmapHeader } from './batmap.js'
-import { checkBitmaps, nextNonZero } from './check-bitmap.js'
-import type { JudgedFooter } from './check-footer.js'
-import type { VhdReport } from './check-report.js'
+import { checkBitmaps } from './check-bitmap.js'
+import { findLeaks, giveBack } from './check-leaks.js'
+import type { GrowingCheck } from './check-report.js'
 import { type FaultKind, TableCheck, type TableFault } from './check-table.js'
 import { decodeHeader, HEADER_BYTES, HEADER_CHECKSUM } from './dynamic-header.js'
 import { DiskType, FOOTER_BYTES, hex32, OLD_FOOTER_BYTES } from './footer.js'
@@ -19,20 +17,7 @@ import { geometryAgrees, SECTOR } from './geometry.js'
 import { blocksOf, ENTRY_BYTES, type VhdLayout } from './layout.js'
 import { readParentNames } from './locators.js'
 import { checkDataOffset, parentRequest, refuseOverlap, reservedAreas, TABLE_AREA } from './open.js'
-import { COPIED, planCopies, type VhdRepair } from './repair.js'
-import type { Range } from './table.js'
-
-export interface GrowingCheck {
-  readonly context: CheckContext
-  readonly judged: JudgedFooter
-  /** Bytes of the disk. */
-  readonly size: number
-  readonly report: VhdReport
-  readonly repair: VhdRepair
-}
-
-/** So much between the last block and the footer is no leak if it is zeros: Windows leaves some KiB there. */
-const PADDING = 65536
+import { COPIED, planCopies } from './repair.js'
 
 /** @returns undefined where the header tells nothing that could be gone by */
 export function checkGrowing(check: GrowingCheck): CheckTotals | undefined {
@@ -161,12 +146,14 @@ function mendHeader({ report, repair }: GrowingCheck, { found, expected, bytes, 
   if (report.all && found !== expected) repair.write(bytes, offset)
 }
 
-function mendFooters({ judged, report, repair }: GrowingCheck, table: TableCheck): void {
+function mendFooters({ context, judged, report, repair }: GrowingCheck, table: TableCheck): void {
   const { offset, length, faults, sound } = judged
   if (offset % SECTOR !== 0 && length > 0) {
     const text = `the footer is at byte ${offset}: expected a multiple of ${SECTOR}`
     report.add('warning', 'footer-alignment', text, true, { offset })
   }
+  const warnings = faults.length > 0 && faults.every(({ severity, certain }) => severity === 'warning' && certain)
+  if (context.repair === 'leaks' && warnings) repair.writeCopy()
   if (!report.all) return
   const copy = faults.some(({ mend }) => mend === 'copy')
   const end = faults.some(({ mend }) => mend === 'end')
@@ -272,63 +259,4 @@ function checkParent({ context, report }: GrowingCheck, layout: VhdLayout): void
     if (other) report.add('corruption', 'parent-mismatch', textOf(error), false, { expected })
     else report.add('warning', 'parent', textOf(error), false, { expected })
   }
-}
-
-/** Space that no block lies on. */
-interface Leak extends Range {
-  /** Room for so many blocks of it is in use. */
-  readonly count: number
-}
-
-/** Gaps that hold something, and then what is in front of the footer. */
-function* findLeaks({ context, judged }: GrowingCheck, layout: VhdLayout, table: TableCheck): Generator<Leak> {
-  const { storage } = context
-  const { blockBytes } = layout.blocks!
-  for (const gap of table.gaps()) {
-    const count = filledPieces(storage, gap.start, gap.end, blockBytes)
-    if (count > 0) yield { ...gap, count }
-  }
-  const [start, end] = [table.lastEnd, judged.offset]
-  if (end - start < blockBytes && end - start <= PADDING) return
-  const wanted = end - start > PADDING && !isDevice(storage)
-  if (wanted || nextNonZero(storage, start, end) < end)
-    yield { start, end, count: Math.ceil((end - start) / blockBytes) }
-}
-
-/** Leaked space is told, and given back where no fault of the table makes it likely that a lost block is in it. */
-function giveBack(check: GrowingCheck, layout: VhdLayout, table: TableCheck): void {
-  const { context, report, repair } = check
-  const now = context.repair !== 'none' && table.sound && !report.corrupt
-  const why = table.sound ? 'the image has other faults' : 'the data of a block whose entry was wrong may be there'
-  const hint = context.repair === 'none' || now ? '' : `; it is kept, as ${why}`
-  let punched = false
-  for (const { start, end, count } of findLeaks(check, layout, table)) {
-    const tail = start === table.lastEnd
-    const where = tail ? ", at the file's end," : ''
-    const text = `${end - start} bytes from byte ${start} on${where} belong to no block: ${count} blocks' worth${hint}`
-    report.add('leak', 'leak', text, table.sound, { offset: start, count, found: end - start, expected: 0 }, now)
-    if (!now) continue
-    if (!tail || isDevice(context.storage)) repair.punch({ start, end })
-    else if (repair.footerOffset !== start) {
-      if (punched) context.storage.sync()
-      repair.cutTail(start)
-    }
-    punched = true
-  }
-  if (punched) context.storage.sync()
-}
-
-/** Pieces of a gap, each the size of a block, that hold something. Zeros are free space, not leaks. */
-function filledPieces(storage: Storage, start: number, end: number, size: number): number {
-  let count = 0
-  for (let at = nextNonZero(storage, start, end); at < end; count++) {
-    const next = start + (Math.floor((at - start) / size) + 1) * size
-    at = next < end ? nextNonZero(storage, next, end) : end
-  }
-  return count
-}
-
-/** A block device cannot be cut. */
-function isDevice({ descriptor }: Storage): boolean {
-  return descriptor !== undefined && fstatSync(descriptor).isBlockDevice()
 }

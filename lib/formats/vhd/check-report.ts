@@ -1,7 +1,18 @@
 /** What a check tells, and whether it mends what it tells. */
 
 import type { CheckContext, Finding, Severity } from '../driver.js'
-import type { FooterFault } from './check-footer.js'
+import type { FooterFault, JudgedFooter } from './check-footer.js'
+import type { VhdRepair } from './repair.js'
+
+/** A check of a disk with blocks, whose footer was looked at. */
+export interface GrowingCheck {
+  readonly context: CheckContext
+  readonly judged: JudgedFooter
+  /** Bytes of the disk. */
+  readonly size: number
+  readonly report: VhdReport
+  readonly repair: VhdRepair
+}
 
 export class VhdReport {
   /** Everything that can be mended without guessing is mended. Turned off where the image contradicts itself. */
@@ -36,7 +47,9 @@ export class VhdReport {
   addFooter({ severity, what, message, certain, mend: _, ...more }: FooterFault, confirmed: boolean): void {
     const able = certain && confirmed
     const hint = able || !certain ? '' : '; the rest of the image does not confirm its fields, so it is not repaired'
-    this.add(severity, what, message + hint, able, more)
+    // What can only be an interrupted change is mended with leaks, as it is when the image is opened for writing.
+    const repaired = able && (this.all || (severity === 'warning' && this.#context.repair === 'leaks'))
+    this.add(severity, what, message + hint, able, more, repaired)
   }
 
   /** A fault with which nothing else can be looked at. */

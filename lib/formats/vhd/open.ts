@@ -19,6 +19,7 @@ import {
 import { diskSize, MAX_DISK_SIZE, SECTOR } from './geometry.js'
 import { blocksOf, COPY_AREA, ENTRY_BYTES, firstState, type Reserved, roundUp, type VhdLayout } from './layout.js'
 import { type ParentName, parentCandidates, readParentNames, shownParentName } from './locators.js'
+import { isBetween } from './two-footers.js'
 
 export const VHD = 'vhd'
 
@@ -54,6 +55,7 @@ export function openVhd(context: OpenContext): Opened<VhdLayout> {
       `its footer is lost, so it is opened read-only at most; repair it: ${REPAIR} ${storage.path}`,
       { path: storage.path },
     )
+  if (layout.blocks && !context.readOnly) completeCopy(storage, found)
   const parent = layout.type === 'differencing' ? parentRequest(layout, context.path) : undefined
   return { layout, size: layout.size, parent, state: layout.blocks ? firstState(layout) : [] }
 }
@@ -114,6 +116,14 @@ function checkCopy(storage: Storage, footer: Footer, warn: (message: string) => 
   const copy = readCopy(storage)
   if (copy?.footer.uniqueId === footer.uniqueId) return
   warn(`the copy of its footer at the beginning is damaged. Repair it: ${REPAIR} ${storage.path}`)
+}
+
+/** Ends a change that was interrupted between the footer and its copy. */
+function completeCopy(storage: Storage, { footer, bytes, length }: FoundFooter): void {
+  const copy = length > 0 ? readCopy(storage) : undefined
+  if (!copy || !isBetween(footer, copy.footer)) return
+  storage.write(bytes, 0, FOOTER_BYTES, 0)
+  storage.sync()
 }
 
 /** The size of the disk, of which no field can be believed before it is checked. */

@@ -1,18 +1,21 @@
 /**
- * The parent of a differencing VHD that nobody has open.
+ * The parent of a differencing VHD that nobody has open. The dynamic disk header, which names it, is two sectors, and the
+ * footer, which says where the header is, is one; so the footer makes the change:
  *
- * 1. the footer as it is, behind what will be new; barrier; the names of the new parent, in front of it; barrier
- * 2. the dynamic disk header, which refers to them; barrier
- *
- * The header is two sectors. A crash that leaves one of them is seen by its checksum, and mended by check.
+ * 1. the footer as it is, behind what will be new; barrier; the names of the new parent, and the new header, in front of
+ *    it; barrier
+ * 2. the footer, then its copy, refer to the new header; barrier after each
+ * 3. the new header again, at the place of the old one; barrier
+ * 4. the footer, then its copy, refer to that place again, where other programs expect it; barrier after each
+ * 5. the place of the header from step 1 is given back
  */
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { Backing, RebaseContext } from '../driver.js'
 import { placeLocators } from './create.js'
-import { encodeHeader, HEADER_BYTES } from './dynamic-header.js'
-import { timeStampOf } from './footer.js'
+import { type DynamicHeader, encodeHeader, HEADER_BYTES } from './dynamic-header.js'
+import { encodeFooter, FOOTER_BYTES, timeStampOf } from './footer.js'
 import { SECTOR } from './geometry.js'
 import type { VhdLayout } from './layout.js'
 import { encodeParentNames } from './locators.js'
@@ -23,30 +26,41 @@ import { scanTable } from './table.js'
 export function rebaseVhd(layout: VhdLayout, storage: Storage, context: RebaseContext): void {
   const parent = checkParent(layout, context)
   const header = { ...layout.header!, parentTimeStamp: timeStampOf(parent.mtimeMs) }
-  const { dataOffset } = layout.footer
   // Its id stays; the time is in the first sector of the header.
   if (context.change === 'before') return
-  if (context.change === 'after') storage.write(encodeHeader(header), 0, SECTOR, dataOffset!)
+  if (context.change === undefined) nameParent(layout, storage, header, context.path, parent)
   else {
-    const { uniqueId } = (parent.layout as VhdLayout).footer
-    const names = encodeParentNames(context.path, parent.path)
-    const { end } = scanTable(layout, storage, layout.footerOffset)
-    const placed = placeLocators(names.locators, end)
-    const place = footerPlace(layout, placed.end)
-    if (place !== layout.footerOffset) moveFooter(layout, storage, place)
-    names.locators.forEach(({ data }, i) => {
-      storage.write(data, 0, data.length, placed.locators[i]!.platformDataOffset)
-    })
+    storage.write(encodeHeader(header), 0, SECTOR, layout.footer.dataOffset!)
     storage.sync()
-    const { unicodeName } = names
-    const bytes = encodeHeader({
-      ...header,
-      parentUniqueId: uniqueId,
-      parentUnicodeName: unicodeName,
-      parentLocators: placed.locators,
-    })
-    storage.write(bytes, 0, HEADER_BYTES, dataOffset!)
   }
+}
+
+function nameParent(layout: VhdLayout, storage: Storage, old: DynamicHeader, path: string, parent: Backing): void {
+  const names = encodeParentNames(path, parent.path)
+  const { end } = scanTable(layout, storage, layout.footerOffset)
+  const placed = placeLocators(names.locators, end)
+  const aside = placed.end
+  const place = footerPlace(layout, aside + HEADER_BYTES)
+  if (place !== layout.footerOffset) moveFooter(layout, storage, place)
+  names.locators.forEach(({ data }, i) => {
+    storage.write(data, 0, data.length, placed.locators[i]!.platformDataOffset)
+  })
+  const header = encodeHeader({
+    ...old,
+    parentUniqueId: (parent.layout as VhdLayout).footer.uniqueId,
+    parentUnicodeName: names.unicodeName,
+    parentLocators: placed.locators,
+  })
+  const { footer } = layout
+  for (const dataOffset of [aside, footer.dataOffset!]) {
+    storage.write(header, 0, HEADER_BYTES, dataOffset)
+    storage.sync()
+    for (const at of [place, 0]) {
+      storage.write(encodeFooter({ ...footer, dataOffset }), 0, FOOTER_BYTES, at)
+      storage.sync()
+    }
+  }
+  storage.punch(aside, HEADER_BYTES)
   storage.sync()
 }
 

@@ -107,7 +107,7 @@ class Check {
     if (log !== 'empty') {
       const entries = logEntries === 1 ? 'entry' : 'entries'
       const message = `the log was not emptied: ${logEntries} ${entries} to replay`
-      this.#report('corruption', 'log', message, repair !== 'none', { repairable, count: 1 })
+      this.#report('warning', 'log', message, repair !== 'none', { repairable, count: 1 })
     }
     if (headerFault !== undefined) {
       if (all) this.#begin()

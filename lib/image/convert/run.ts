@@ -3,11 +3,14 @@
 import { availableParallelism } from 'node:os'
 import { setImmediate as breathe } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
+import { entryPoint } from '../../util/entry.js'
 import { VdiskError } from '../../util/errors.js'
 import { MiB } from '../../util/sizes.js'
 import type { Image } from '../image.js'
 import { CopyControl, CopyJob, type CopySettings } from './job.js'
 import type { CopyFailure, CopySetup } from './worker.js'
+
+const ENTRY = entryPoint('image/convert/worker.js')
 
 /** How far a copy is. */
 export interface CopyProgress {
@@ -90,7 +93,7 @@ async function stopping(work: Promise<void>, stop: () => void): Promise<void> {
 
 /** Resolves when the worker has ended well. Where one fails, all stop. */
 function runWorker(workerData: CopySetup, control: CopyControl): Promise<void> {
-  const worker = new Worker(new URL('./worker.js', import.meta.url), { workerData })
+  const worker = new Worker(ENTRY, { workerData })
   return new Promise((resolve, reject) => {
     let failure: unknown
     const fail = (error: unknown) => {

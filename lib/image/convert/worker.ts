@@ -2,7 +2,8 @@
 
 import { parentPort, workerData } from 'node:worker_threads'
 import { VdiskError } from '../../util/errors.js'
-import { Image, type ImageHandle } from '../image.js'
+import { Image } from '../image.js'
+import type { ImageHandle } from '../stack.js'
 import { CopyControl, CopyJob, type CopySettings } from './job.js'
 
 /** What a worker gets. */

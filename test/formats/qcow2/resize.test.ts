@@ -28,7 +28,7 @@ import {
   toFile,
 } from './tools.js'
 
-const NONE = { below: () => 0, zeroLater: () => {} }
+const NONE = { below: () => 0, zeroBehind: () => {} }
 
 /** Of this size, in order, and with these contents, for QEMU too. */
 function expect(t: Test, path: string, size: number, ...reads: string[]): void {

@@ -166,7 +166,7 @@ t.test('crashes while a disk becomes larger: it has the old size or the new one,
     const recorder = new Recorder()
     const recording = recorder.record(top)
     const { layout } = vhdx.open(contextOf(recording, false))
-    vhdx.resize!(layout, [recording], after, { below: () => 0, zeroLater: () => {} })
+    vhdx.resize!(layout, [recording], after, { below: () => 0, zeroBehind: () => {} })
     const random = randomFrom(3)
     const sizes = new Set<number>()
     for (let i = 0; i < 120; i++) {

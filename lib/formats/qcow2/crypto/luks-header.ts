@@ -20,10 +20,10 @@ const MAGIC = 'LUKS\xba\xbe'
 const VERSION = 1
 export const SlotState = { ENABLED: 0x00ac71f3, DISABLED: 0x0000dead } as const
 /**
- * More iterations of PBKDF2 than this take minutes: nobody chooses so many, and somebody who does wants this program
- * to hang.
+ * More iterations of PBKDF2, of all key slots together, take minutes: cryptsetup and QEMU choose some millions for each, and
+ * who writes more wants this program to hang.
  */
-const MAX_ITERATIONS = 2 ** 27
+export const MAX_ITERATIONS = 2 ** 27
 
 const SLOT = new Struct('LUKS key slot', 48, 'big', {
   active: u32,
@@ -96,7 +96,16 @@ export function decodeLuks(raw: Uint8Array, place: HeaderPlace): Luks {
     if (start < LUKS_HEADER.size || end > Math.ceil(place.length / SECTOR) * SECTOR)
       throw wrong(`the material of key slot ${i} is at bytes ${start} to ${end}: there are ${place.length}`)
   })
+  const total = iterationsOf(header)
+  if (total > MAX_ITERATIONS)
+    throw wrong(`its key slots want ${total} iterations of PBKDF2: expected ${MAX_ITERATIONS} at most`)
   return { header, spec, hash, uuid: printable(untilNul(header.uuid)) }
+}
+
+/** How many iterations of PBKDF2 it takes to find out that a passphrase opens none of the key slots. */
+export function iterationsOf({ keySlots, mkDigestIterations }: LuksHeader): number {
+  const active = keySlots.filter(({ active }) => active === SlotState.ENABLED)
+  return active.reduce((sum, { iterations }) => sum + iterations + mkDigestIterations, 0)
 }
 
 function checkIterations(of: string, count: number, wrong: (text: string) => VdiskError): void {

@@ -11,6 +11,7 @@ import {
   type HeaderPlace,
   LUKS_HEADER,
   type Luks,
+  MAX_ITERATIONS,
   materialSize,
   newHeader,
   SALT_SIZE,
@@ -23,6 +24,8 @@ import { mergeStripes, splitKey } from './splitter.js'
 
 /** Fewer iterations than this nobody writes, however slow a machine is. */
 const MIN_ITERATIONS = 1000
+/** Of a key slot that is made here, so that `MAX_ITERATIONS` leaves room for the digest. */
+const MOST_ITERATIONS = MAX_ITERATIONS / 2
 /** Of the time that a key slot is to take, the master key's digest gets this part. */
 const DIGEST_SHARE = 8
 
@@ -60,7 +63,8 @@ function iterationsFor(milliseconds: number, hash: string, size: number): number
     pbkdf2Sync('passphrase', 'salt', count, size, hash)
     // Microseconds. A measurement over 20 ms is good enough.
     const took = (process.cpuUsage().user - start) / 1000
-    if (took >= 20 || count >= 2 ** 24) return Math.max(MIN_ITERATIONS, Math.round((count * milliseconds) / took))
+    if (took >= 20 || count >= 2 ** 24)
+      return Math.min(MOST_ITERATIONS, Math.max(MIN_ITERATIONS, Math.round((count * milliseconds) / took)))
   }
 }
 

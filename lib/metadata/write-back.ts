@@ -1,0 +1,44 @@
+/**
+ * Brings written data to the disk early, where syncs come often, so that the next one has less to wait for. How much is
+ * written from sync to sync is counted in shared memory, for all threads together.
+ */
+
+import type { FileRef } from '../formats/driver.js'
+import { Control, type SharedViews } from './shared.js'
+
+/** Bytes to sectors. */
+const SECTOR_SHIFT = 9
+
+/** Where no more than this is written between commits, the next one is expected soon. Sectors: 64 MiB. */
+const OFTEN = 2 ** 17
+/** Then write-back begins whenever so much was written: 2 to this power sectors, 1 MiB. */
+const EARLY_SHIFT = 11
+
+export class WriteBack {
+  readonly #control: SharedViews['control']
+  readonly #writable: readonly FileRef[]
+
+  constructor(control: SharedViews['control'], writable: readonly FileRef[]) {
+    this.#control = control
+    this.#writable = writable
+  }
+
+  /**
+   * To be called after every write of guest data. Where syncs come often, the host is told early to bring the data to its
+   * disk, so that the next sync has less to wait for.
+   */
+  written(bytes: number): void {
+    const c = this.#control
+    const before = Atomics.add(c, Control.WRITTEN, bytes >> SECTOR_SHIFT)
+    if (c[Control.SYNCED_OFTEN] === 0 || before > OFTEN) return
+    if (before >> EARLY_SHIFT === (before + (bytes >> SECTOR_SHIFT)) >> EARLY_SHIFT) return
+    for (const { storage } of this.#writable) storage.startWriteBack?.()
+  }
+
+  /** A commit begins. One before which nobody wrote, such as the one that marks an image as open, tells nothing. */
+  countSync(): void {
+    const c = this.#control
+    const written = Atomics.exchange(c, Control.WRITTEN, 0)
+    if (written > 0) c[Control.SYNCED_OFTEN] = written <= OFTEN ? 1 : 0
+  }
+}

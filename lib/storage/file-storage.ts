@@ -1,0 +1,258 @@
+/**
+ * A file or a block device of the host. Nothing here keeps state but the descriptor, so that any number of threads can
+ * have a view of one descriptor.
+ */
+
+import { closeSync, fdatasyncSync, fstatSync, ftruncateSync, readSync, writeSync } from 'node:fs'
+import {
+  beginWriteback,
+  beginWritebackAsync,
+  preallocate,
+  punchHole,
+  seekData,
+  seekEnd,
+  seekHole,
+  uninterrupted,
+  zeroRange,
+} from '../native/files.js'
+import { fromSystem, VdiskError } from '../util/errors.js'
+import { MiB } from '../util/sizes.js'
+import type { Storage, StorageHandle } from './storage.js'
+
+const SECTOR = 512
+/** What is written at once where zeros have to be written. */
+const ZERO_CHUNK = MiB
+/** The host, or its file system, cannot do it at all. */
+const CANNOT = new Set(['EOPNOTSUPP', 'ENOTSUP', 'ENOSYS', 'ENODEV'])
+/** It cannot do it here: a block device that is asked for part of a sector, a file system's own limits. */
+const CANNOT_HERE = 'EINVAL'
+
+let zeros: Uint8Array | undefined
+
+export class FileStorage implements Storage {
+  readonly path: string
+  readonly readOnly: boolean
+  #fd: number
+  readonly #owned: boolean
+  readonly #device: boolean
+  readonly #syncAtClose: boolean
+  #canPunch = true
+  #canZero = true
+  #canWriteBack = true
+
+  /**
+   * @param owned false for the view of another thread: `close` then leaves the descriptor open.
+   * @param syncAtClose see OpenOptions in file.ts
+   */
+  constructor(fd: number, path: string, readOnly: boolean, owned = true, syncAtClose = false) {
+    this.#fd = fd
+    this.path = path
+    this.readOnly = readOnly
+    this.#owned = owned
+    this.#syncAtClose = syncAtClose
+    this.#device = fstatSync(fd).isBlockDevice()
+  }
+
+  get descriptor(): number {
+    return this.#fd
+  }
+
+  read(buffer: Uint8Array, at: number, length: number, offset: number): number {
+    let done = 0
+    while (done < length) {
+      try {
+        const count = readSync(this.#fd, buffer, at + done, length - done, offset + done)
+        if (count === 0) break
+        done += count
+      } catch (error) {
+        this.#retryOrThrow(error, 'read', offset + done)
+      }
+    }
+    return done
+  }
+
+  write(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    if (this.readOnly) this.#refuse('write')
+    let done = 0
+    while (done < length) {
+      try {
+        const count = writeSync(this.#fd, buffer, at + done, length - done, offset + done)
+        if (count === 0) throw new VdiskError('IO', `cannot write ${this.path}: the host took no bytes`)
+        done += count
+      } catch (error) {
+        this.#retryOrThrow(error, 'write', offset + done)
+      }
+    }
+  }
+
+  size(): number {
+    return this.#try('find the size of', () => (this.#device ? seekEnd(this.#fd) : fstatSync(this.#fd).size))
+  }
+
+  allocated(): number {
+    if (this.#device) return this.size()
+    return this.#try('stat', () => fstatSync(this.#fd).blocks * SECTOR)
+  }
+
+  truncate(size: number): void {
+    if (this.readOnly) this.#refuse('truncate')
+    if (this.#device) this.#truncateDevice(size)
+    else this.#try('resize', () => ftruncateSync(this.#fd, size))
+  }
+
+  #truncateDevice(size: number): void {
+    const found = this.size()
+    if (size === found) return
+    throw new VdiskError(
+      size > found ? 'NO_SPACE' : 'UNSUPPORTED',
+      `cannot resize ${this.path} to ${size} bytes: it is a block device of ${found} bytes`,
+      { path: this.path },
+    )
+  }
+
+  sync(): void {
+    if (!this.#syncAtClose) this.#sync()
+  }
+
+  async writeBack(): Promise<void> {
+    if (!this.readOnly) await beginWritebackAsync(this.#fd)
+  }
+
+  startWriteBack(): void {
+    if (!this.#canWriteBack) return
+    try {
+      beginWriteback(this.#fd)
+    } catch {
+      // Whatever it is, the sync that follows says so to somebody who can do something about it.
+      this.#canWriteBack = false
+    }
+  }
+
+  #sync(): void {
+    this.#try('sync', () => fdatasyncSync(this.#fd))
+  }
+
+  punch(offset: number, length: number): void {
+    if (this.readOnly) this.#refuse('punch a hole into')
+    const count = this.#clip(offset, length)
+    if (count <= 0) return
+    if (this.#canPunch) {
+      const failure = this.#attempt('punch a hole into', offset, () => punchHole(this.#fd, offset, count))
+      if (failure === undefined) return
+      this.#canPunch = failure === CANNOT_HERE
+    }
+    this.#zero(offset, count)
+  }
+
+  zero(offset: number, length: number): void {
+    if (this.readOnly) this.#refuse('write zeros to')
+    const count = this.#clip(offset, length)
+    if (count > 0) this.#zero(offset, count)
+  }
+
+  #zero(offset: number, length: number): void {
+    if (this.#canZero) {
+      const failure = this.#attempt('write zeros to', offset, () => zeroRange(this.#fd, offset, length))
+      if (failure === undefined) return
+      this.#canZero = failure === CANNOT_HERE
+    }
+    zeros ??= new Uint8Array(ZERO_CHUNK)
+    for (let done = 0; done < length; done += ZERO_CHUNK) {
+      this.write(zeros, 0, Math.min(ZERO_CHUNK, length - done), offset + done)
+    }
+  }
+
+  reserve(offset: number, length: number): void {
+    if (this.readOnly) this.#refuse('reserve space in')
+    if (length > 0 && !this.#device) {
+      this.#attempt('reserve space in', offset, () => preallocate(this.#fd, offset, length))
+    }
+  }
+
+  nextData(offset: number): number {
+    return this.#seek(seekData, offset, Math.min(offset, this.size()))
+  }
+
+  nextHole(offset: number): number {
+    return this.#seek(seekHole, offset, this.size())
+  }
+
+  handle(): StorageHandle {
+    const { path, readOnly } = this
+    return { kind: 'file', path, fd: this.#fd, readOnly, syncAtClose: this.#syncAtClose }
+  }
+
+  close(): void {
+    const fd = this.#fd
+    if (fd < 0) return
+    try {
+      if (this.#owned && this.#syncAtClose) this.#sync()
+    } finally {
+      this.#fd = -1
+      this.#close(fd)
+    }
+  }
+
+  #close(fd: number): void {
+    // Not repeated on EINTR: on Linux the descriptor is gone then.
+    try {
+      if (this.#owned) closeSync(fd)
+    } catch (error) {
+      throw fromSystem(error, this.path, 'close')
+    }
+  }
+
+  /** The part of `length` bytes at `offset` that is in front of the end; 0 or less where none is. */
+  #clip(offset: number, length: number): number {
+    return Math.min(length, this.size() - offset)
+  }
+
+  /** Tries what a host may be unable to do. @returns undefined where it worked, else the errno that says it cannot. */
+  #attempt(doing: string, offset: number, call: () => void): string | undefined {
+    try {
+      call()
+      return undefined
+    } catch (error) {
+      const errno = (error as NodeJS.ErrnoException).code ?? ''
+      if (errno === CANNOT_HERE || CANNOT.has(errno)) return errno
+      throw this.#error(error, doing, offset)
+    }
+  }
+
+  #seek(seek: typeof seekData, offset: number, withoutHoles: number): number {
+    try {
+      return seek(this.#fd, offset)
+    } catch (error) {
+      const errno = (error as NodeJS.ErrnoException).code ?? ''
+      if (errno === 'ENXIO') return this.size()
+      if (errno === CANNOT_HERE || CANNOT.has(errno)) return withoutHoles
+      throw this.#error(error, 'find the holes of', offset)
+    }
+  }
+
+  #try<T>(doing: string, call: () => T): T {
+    try {
+      return uninterrupted(call)
+    } catch (error) {
+      throw this.#error(error, doing)
+    }
+  }
+
+  /** Returns where the transfer is to be tried again. */
+  #retryOrThrow(error: unknown, doing: string, offset: number): void {
+    const errno = (error as NodeJS.ErrnoException).code
+    if (errno === 'EINTR') return
+    // Only odd file systems say so, the descriptor being O_NONBLOCK; a short sleep, to leave the processor to them.
+    if (errno === 'EAGAIN') Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1)
+    else throw this.#error(error, doing, offset)
+  }
+
+  #error(error: unknown, doing: string, offset?: number): VdiskError {
+    if (this.#fd < 0) return new VdiskError('INTERNAL', `cannot ${doing} ${this.path}: it was closed`)
+    return fromSystem(error, this.path, doing, offset)
+  }
+
+  #refuse(doing: string): never {
+    throw new VdiskError('READ_ONLY', `cannot ${doing} ${this.path}: it was opened read-only`, { path: this.path })
+  }
+}
