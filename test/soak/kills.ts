@@ -6,8 +6,8 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { checkImage } from '../../lib/image/check.js'
-import { mountImage } from '../support/mounts.js'
-import { vdiskfs, vdiskfsMust } from '../support/run.js'
+import { listed, mountImage, type TestMount } from '../support/mounts.js'
+import { until, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 import { BLOCK, wrongWith } from './stamps.js'
 
@@ -15,6 +15,9 @@ const WRITER = fileURLToPath(new URL('./writer.js', import.meta.url))
 const BLOCKS = 6000
 const SIZE = `${BLOCKS * BLOCK}`
 const LONGEST_MS = 900
+
+/** Ends a mount that somebody writes to, or the writer, whose pid it gets. */
+export type End = (mount: TestMount, writer: number) => unknown
 
 interface Message {
   readonly begun?: [number, number]
@@ -51,6 +54,24 @@ export async function kills(
   return { rounds, flushed }
 }
 
+/**
+ * Ends a server in the middle of verified writes, in another way than by killing it: it has to end well.
+ * @param end ends the server or the writer. It must not block: what the writer tells is listened to meanwhile
+ * @throws where something is lost, or the image was not closed
+ */
+export async function endUnderLoad(t: TestCase, format: string, end: End): Promise<number> {
+  const image = join(temporaryFolder(t), `disk.${format}`)
+  vdiskfsMust(['create', '-q', '-f', format, image, SIZE])
+  const safe = new Uint32Array(BLOCKS)
+  const begun = new Uint32Array(BLOCKS)
+  const flushed = await oneRound(t, image, format, 0, safe, begun, end)
+  await until('the server has ended', () => !listed().some((entry) => entry.image === image))
+  const { findings } = checkImage(image, { format })
+  if (findings.length > 0) throw new Error(`${format}: it was not closed: ${findings[0]!.message}`)
+  verify(t, image, format, safe, begun)
+  return flushed
+}
+
 async function oneRound(
   t: TestCase,
   image: string,
@@ -58,6 +79,7 @@ async function oneRound(
   round: number,
   safe: Uint32Array,
   begun: Uint32Array,
+  end: End = ({ pid }) => process.kill(pid, 'SIGKILL'),
 ): Promise<number> {
   const mount = mountImage(t, image, ['--format', format])
   safe.fill(0)
@@ -80,7 +102,7 @@ async function oneRound(
   // However slow the machine is: not before something is flushed.
   await Promise.race([first, ended])
   await sleep(Math.random() * LONGEST_MS)
-  process.kill(mount.pid, 'SIGKILL')
+  await end(mount, child.pid!)
   await ended
   vdiskfs(['umount', mount.mountpoint])
   return flushed

@@ -4,9 +4,9 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
 import { attachLoop, listed, mountDevice, mountImage, needsMounts } from '../support/mounts.js'
-import { must, start, vdiskfsMust } from '../support/run.js'
+import { must, start, startVdiskfs, vdiskfsMust } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
-import { kills } from './kills.js'
+import { type End, endUnderLoad, kills } from './kills.js'
 import { load } from './load.js'
 import { manyMounts } from './many.js'
 
@@ -29,6 +29,28 @@ for (const format of ['raw', 'vhd', 'vhdx', 'qcow2', 'parallels'])
     const { flushed } = await kills(t, format, 1)
     t.ok(flushed > 0, `${flushed} flushed writes`)
   })
+
+/** How a mount ends while it is written to; of a power-off, everybody gets a SIGTERM at once. */
+const ENDS: readonly (readonly [string, string, End])[] = [
+  ['SIGTERM', 'vhdx', ({ pid }) => process.kill(pid, 'SIGTERM')],
+  ['a power-off', 'parallels', ({ pid }, writer) => [pid, writer].map((who) => process.kill(who, 'SIGTERM'))],
+]
+
+for (const [name, format, end] of ENDS)
+  t.test(`${name} under load: ${format} is closed well, and nothing flushed is lost`, needsMounts, async (t) => {
+    const flushed = await endUnderLoad(t, format, end)
+    t.ok(flushed > 0, `${flushed} flushed writes`)
+  })
+
+t.test('umount under load says who writes, and the load goes on', needsMounts, async (t) => {
+  const flushed = await endUnderLoad(t, 'qcow2', async ({ mountpoint }, writer) => {
+    const umount = startVdiskfs(t, ['umount', mountpoint])
+    t.match(await umount.ended, { code: 1 })
+    t.match(umount.err(), `is busy: node (pid ${writer}) has disk.raw open`)
+    process.kill(writer, 'SIGKILL')
+  })
+  t.ok(flushed > 0, `${flushed} flushed writes`)
+})
 
 t.test('a full disk under a mount: the write fails, and what was flushed stays', needsMounts, async (t) => {
   const folder = temporaryFolder(t)
