@@ -213,14 +213,16 @@ for (const command of ['mount', 'mount -f', 'map'])
     const image = slowImage(folder, 2 ** 26)
     const paths = command === 'map' ? [image] : [image, point]
     const child = spawn(process.execPath, [CLI, ...command.split(' '), '--secret', key, ...paths])
-    t.teardown(() => child.kill('SIGKILL'))
+    const servers = () => run('pgrep', ['-f', `^vdiskfs .*${image}`]).out
+    t.teardown(() => {
+      child.kill('SIGKILL')
+      for (const pid of servers().split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
+    })
     const ended = once(child, 'exit')
     for await (const text of child.stderr) if (/with up to \d+ iterations/.test(String(text))) break
-    const servers = () => run('pgrep', ['-f', `^vdiskfs .*${image}`]).out
     if (command === 'mount') t.not(servers(), '')
     child.kill('SIGTERM')
     t.same(await ended, [null, 'SIGTERM'])
     for (let i = 0; i < 100 && servers() !== ''; i++) await sleep(50)
     t.equal(servers(), '', 'nor does its server go on')
-    for (const pid of servers().trim().split('\n').filter(Boolean)) process.kill(Number(pid), 'SIGKILL')
   })

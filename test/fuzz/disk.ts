@@ -14,15 +14,37 @@ import type { Random } from './mutate.js'
 import type { Pages } from './pages.js'
 import type { Seed } from './seeds.js'
 
-/** Paths that were opened since it was emptied. */
+/** Paths that were opened, or changed in another way, since it was emptied. */
 const opened: string[] = []
 
-/** Notes every file that is opened from now on, by whomever in this thread. */
+/** What of `node:fs` begins with a path and opens or changes what is there. */
+const BY_PATH = [
+  'openSync',
+  'writeFileSync',
+  'appendFileSync',
+  'truncateSync',
+  'renameSync',
+  'linkSync',
+  'symlinkSync',
+  'unlinkSync',
+  'rmSync',
+  'mkdirSync',
+  'copyFileSync',
+  'chmodSync',
+  'utimesSync',
+] as const
+
+type ByPath = (path: unknown, ...rest: unknown[]) => unknown
+
+/** Notes every file that is opened or changed by its path from now on, by whomever in this thread. */
 export function watchOpens(): void {
-  const { openSync } = fs
-  fs.openSync = (path, ...rest) => {
-    opened.push(String(path))
-    return openSync(path, ...rest)
+  const functions = fs as unknown as Record<string, ByPath>
+  for (const name of BY_PATH) {
+    const real = functions[name]!
+    functions[name] = (path, ...rest) => {
+      if (typeof path !== 'number') opened.push(String(path))
+      return real(path, ...rest)
+    }
   }
   syncBuiltinESMExports()
 }

@@ -39,9 +39,10 @@ export function repairAll(seed: Seed, format: Format, files: readonly Pages[], c
     const left = check(format, storages(true)[0]!, 'none', counts)
     if (!left) throw new Find(`it can no longer be checked behind a repair:${story(rounds)}`)
     // Where something cannot be mended, what depends on it is left as well, and told of.
+    const told = new Set(findings.filter(({ repaired }) => !repaired).map(({ what, offset }) => `${what} ${offset}`))
     const fresh = left.find(
-      ({ severity, repairable, message }) =>
-        severity !== 'warning' && repairable && !findings.some((told) => !told.repaired && told.message === message),
+      ({ severity, repairable, what, offset }) =>
+        severity === 'corruption' && repairable && !told.has(`${what} ${offset}`),
     )
     if (!fresh) break
     if (round === ROUNDS - 1) throw new Find(`behind ${ROUNDS} repairs: ${fresh.message}${story(rounds)}`)

@@ -164,3 +164,21 @@ t.test('qcow2: a bitmap with flags that nobody knows, the highest bit among them
     t.ok(error instanceof VdiskError, String(error))
   }
 })
+
+t.test('qcow2: a refcount block that is the refcount table', async (t) => {
+  const bytes = imageOf('qcow2 cluster_size=4K compat=0.10')[0]!
+  const [table, block] = [4096, 8192]
+  // Its first block counts 8 MiB: nothing is free there, so that the second is needed.
+  bytes.truncate(2 ** 23)
+  bytes.put(
+    block,
+    Buffer.alloc(4096).map((_, i) => i % 2),
+  )
+  damage(bytes, 'qcow2', { 'refcount table[1]': table })
+  const before = bytes.get(table, 4096)
+  const image = open(bytes, false)
+  const data = new Uint8Array(4096).fill(1)
+  // Both fail for what is wrong, and not the second for what the first has done.
+  for (let i = 0; i < 2; i++) t.throws(() => image.write(data, 0, data.length, 200 * 1024), { code: 'CORRUPT' })
+  t.same(bytes.get(table, 4096), before)
+})

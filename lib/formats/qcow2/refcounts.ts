@@ -55,7 +55,20 @@ export class Refcounts {
         `the refcount table says byte ${offset} for block ${index}: expected a multiple of ${this.#layout.clusterSize} below ${limit}`,
         { path: this.#context.files[0]!.storage.path, offset: at },
       )
+    this.#refuseTables(index, offset, at)
     return offset
+  }
+
+  /** A block that is one of the tables would change them as it counts. */
+  #refuseTables(index: number, offset: number, at: number): void {
+    const { state, files } = this.#context
+    const { header, clusterSize } = this.#layout
+    const table = state[State.TABLE_OFFSET]!
+    const inTable = offset >= table && offset < table + state[State.TABLE_CLUSTERS]! * clusterSize
+    const inL1 = offset >= header.l1TableOffset && offset < header.l1TableOffset + header.l1Size * ENTRY_BYTES
+    if (offset === 0 || !(inTable || inL1)) return
+    const text = `refcount block ${index} at byte ${offset} lies over the ${inTable ? 'refcount' : 'L1'} table`
+    throw new VdiskError('CORRUPT', text, { path: files[0]!.storage.path, offset: at })
   }
 
   /** Makes sure that `setBlock` cannot miss a page. */
