@@ -14,7 +14,7 @@ import { SmallHost } from '../support/small-host.js'
 
 const SECTOR = 512
 const PAGE = 4096
-const SEEDS = 4
+const SEEDS = 3
 const ROUNDS = 12
 const CHANGES = 8
 /** For a copy of the image, in bytes. */
