@@ -47,7 +47,9 @@ export function repairAll(seed: Seed, format: Format, files: readonly Pages[], c
     if (!fresh) break
     if (round === ROUNDS - 1) throw new Find(`behind ${ROUNDS} repairs: ${fresh.message}${story(rounds)}`)
   }
-  const more = check(format, storages(false)[0]!, 'all', counts)?.find(({ repaired }) => repaired)
+  const more = check(format, storages(false)[0]!, 'all', counts)?.find(
+    ({ severity, repaired }) => repaired && severity === 'corruption',
+  )
   if (more) throw new Find(`one more repair: ${more.message}${story(rounds)}`)
   const after = contentOf(storages(true))
   const lost = before && !after
