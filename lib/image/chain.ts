@@ -156,7 +156,8 @@ export function openBeside(
       if (!(error instanceof VdiskError) || error.code !== 'NOT_FOUND') throw error
     }
   }
-  throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: looked for ${candidates.join(', ')}`, { path })
+  const where = candidates.length === 0 ? 'it names no place to look in' : `looked for ${candidates.join(', ')}`
+  throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: ${where}`, { path })
 }
 
 /** Looks at the content alone: a name says nothing. */

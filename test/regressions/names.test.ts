@@ -1,17 +1,19 @@
 // What an image may name as its parent, its data or its part, and what becomes of it: one clear line, and nothing is
 // opened that lies elsewhere.
 import { spawnSync } from 'node:child_process'
-import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { checkImage } from '../../lib/image/check.js'
 import { chainInfo, imageInfo } from '../../lib/image/info.js'
 import { openImage } from '../../lib/image/open.js'
 import { VdiskError } from '../../lib/util/errors.js'
+import { MiB } from '../../lib/util/sizes.js'
 import { imageOf, rename } from '../fuzz/damage.js'
 import { openedSince, watchOpens } from '../fuzz/disk.js'
 import type { Pages } from '../fuzz/pages.js'
 import { secret } from '../model/variants.js'
+import { must } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
 watchOpens()
@@ -81,6 +83,62 @@ for (const [format, variant] of VARIANTS)
       )
     }
   })
+
+/** An image that QEMU makes with an external data file, which is then called something else. */
+function withDataFile(folder: string, name: string): Buffer {
+  const placeholder = 'n'.repeat(Buffer.byteLength(name))
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', `data_file=${placeholder}`, 'image', '1M'], { cwd: folder })
+  rmSync(join(folder, placeholder))
+  const bytes = readFileSync(join(folder, 'image'))
+  // A header extension is its type, its length, and here the name.
+  const at = bytes.indexOf('DATA') + 8
+  t.equal(bytes.toString('utf8', at, at + placeholder.length), placeholder)
+  bytes.write(name, at)
+  return bytes
+}
+
+t.test('names of data files in qcow2', async (t) => {
+  const folder = folderWithTraps(t)
+  const path = join(folder, 'image')
+  for (const [name, says] of NAMES) {
+    writeFileSync(path, withDataFile(folder, name))
+    const opened = openedSince()
+    const outcome = tried(() => openImage(path).close())
+    t.match(outcome, says, `${JSON.stringify(name.slice(0, 40))}: ${outcome}`)
+    tried(() => imageInfo(path))
+    tried(() => checkImage(path, { repair: 'all' }))
+    const elsewhere = opened().filter((other) => !other.startsWith(`${folder}/`) && !other.startsWith('/proc/'))
+    t.same(elsewhere, [], 'nothing else was opened')
+  }
+})
+
+t.test('a raw disk into which its guest writes the header of an image stays raw', async (t) => {
+  const folder = temporaryFolder(t)
+  const path = join(folder, 'disk')
+  const trap = join(folder, 'trap')
+  writeFileSync(path, Buffer.alloc(MiB))
+  writeFileSync(join(folder, 'secret'), Buffer.alloc(MiB, 'secret'))
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', 'secret', '-F', 'raw', trap])
+  const header = readFileSync(trap)
+  const guest = openImage(path, { format: 'raw', readOnly: false })
+  guest.write(header, 0, header.length, 0)
+  guest.flush()
+  guest.close()
+
+  const again = openImage(path, { format: 'raw' })
+  const bytes = Buffer.alloc(header.length)
+  again.read(bytes, 0, bytes.length, 0)
+  t.equal(again.format, 'raw')
+  t.equal(again.size, MiB)
+  t.ok(bytes.equals(header), 'what the guest wrote is what it reads')
+  again.close()
+  const overlay = join(folder, 'overlay')
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', 'disk', '-F', 'raw', overlay])
+  const child = openImage(overlay)
+  child.read(bytes, 0, bytes.length, 0)
+  t.ok(bytes.equals(header), 'also below an image that says so')
+  child.close()
+})
 
 t.test('two parents in a circle', async (t) => {
   const folder = temporaryFolder(t)
