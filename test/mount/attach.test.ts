@@ -12,7 +12,7 @@ import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
 const MiB = 1 << 20
 
 // Many programs are started here, and a server looks after its loop device every five seconds.
-t.setTimeout(240_000)
+t.setTimeout(600_000)
 
 const attachedTo = (image: string): Listed | undefined => listed().find((entry) => entry.image === image)
 

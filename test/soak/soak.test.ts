@@ -13,6 +13,8 @@ import { manyMounts } from './many.js'
 const MiB = 2 ** 20
 const MINUTE = 60
 
+t.setTimeout(900_000)
+
 t.test('load is verified, and nothing grows', needsMounts, async (t) => {
   const { rounds, samples } = await load(t, 'qcow2', MINUTE)
   t.ok(rounds > 0, `${rounds} rounds`)
