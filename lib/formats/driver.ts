@@ -201,4 +201,9 @@ export interface Driver {
 
   /** Ends writing cleanly (trims the file, clears marks). After the last commit; no other thread is left. */
   finish?(): void
+  /**
+   * True where the file says that it was left open, and was found right when it was opened for writing: then it is closed
+   * cleanly at the end even if nobody writes, so that the next program does not doubt it.
+   */
+  readonly leftOpen?: boolean
 }

@@ -132,6 +132,10 @@ export class PartsDriver implements Driver {
     for (const { driver } of this.#parts) driver.beginWriting?.()
   }
 
+  get leftOpen(): boolean {
+    return this.#parts.some(({ driver }) => driver.leftOpen === true)
+  }
+
   finish(): void {
     for (const { driver } of this.#parts) driver.finish?.()
   }

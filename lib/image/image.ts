@@ -218,9 +218,22 @@ export class Image {
   /** As `close`, and the files stay open: for one over files that are somebody else's. */
   finish(): void {
     this.#closed = true
-    if (this.readOnly || !this.#metadata.begun) return
+    if (this.readOnly || (!this.#metadata.begun && !this.#closesAnew())) return
     this.#metadata.commit()
     this.#top.finish?.()
+  }
+
+  /** Begins to write an image that nobody wrote to, where it is to be closed cleanly all the same, and there is room. */
+  #closesAnew(): boolean {
+    if (!this.#top.leftOpen) return false
+    try {
+      this.#changes.begin()
+      return true
+    } catch (error) {
+      // It stays as it was found.
+      if (error instanceof VdiskError && error.code === 'NO_SPACE') return false
+      throw error
+    }
   }
 
   /** Closes every file and commits nothing: for an image that is thrown away. */

@@ -17,7 +17,7 @@ import { MiB } from '../../util/sizes.js'
 import { type Allocation, type Driver, type Extent, type FileRef, Kind, type LayerContext } from '../driver.js'
 import { Bat } from './bat.js'
 import { findGaps } from './gaps.js'
-import { MAX_ENTRY } from './header.js'
+import { InUse, MAX_ENTRY } from './header.js'
 import { type ImageLayout, INFLIGHT_SLOTS, Search, State } from './layout.js'
 import { beginSession, endSession } from './session.js'
 import { makeRecorder } from './tracker.js'
@@ -33,6 +33,7 @@ export class ImageDriver implements Driver {
   readonly size: number
   readonly blockSize: number
   readonly locked = true
+  readonly leftOpen: boolean
   readonly changeSectors: number
   readonly record: ((offset: number, length: number) => number) | undefined
   readonly recorded: ((offset: number, length: number) => number) | undefined
@@ -61,6 +62,7 @@ export class ImageDriver implements Driver {
       changeSectors = Math.max(changeSectors, recorder.changeSectors)
     }
     this.changeSectors = changeSectors
+    this.leftOpen = layout.header.inUse === InUse.OPEN
   }
 
   map(offset: number, length: number, out: Extent): void {

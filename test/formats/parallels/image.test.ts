@@ -201,6 +201,9 @@ t.test('left in use: read as it is; written after a check that finds no more tha
   disk.write(Buffer.alloc(512, 1), 0, 512, CLUSTER)
   disk.close()
   t.equal(u32(left, IN_USE), CLOSED)
+  const unwritten = image({ inUse: OPEN, bat: [1], size: 2 * CLUSTER })
+  openStorages([unwritten], { warn }).close()
+  t.equal(u32(unwritten, IN_USE), CLOSED, 'it was found right: the next program need not look again')
   const damaged = image({ inUse: OPEN, bat: [1, 1], size: 2 * CLUSTER })
   t.throws(() => openStorages([damaged]), {
     code: 'CORRUPT',
