@@ -10,6 +10,7 @@
 import { VdiskError } from '../util/errors.js'
 import { GiB } from '../util/sizes.js'
 import { LARGEST_MEMORY, MemoryStorage } from './memory.js'
+import { PassingStorage } from './passing.js'
 import type { Storage, StorageHandle } from './storage.js'
 
 type Change =
@@ -79,75 +80,42 @@ export class Recorder {
 }
 
 /** A storage whose changes go into the log of a Recorder, and then to the storage that it was made around. */
-export class RecordingStorage implements Storage {
-  readonly path: string
-  readonly readOnly: boolean
-  readonly #inner: Storage
+export class RecordingStorage extends PassingStorage {
   readonly #log: (entry: Change | { readonly kind: 'sync' }) => void
 
   constructor(inner: Storage, log: (entry: Change | { readonly kind: 'sync' }) => void) {
-    this.path = inner.path
-    this.readOnly = inner.readOnly
-    this.#inner = inner
+    super(inner)
     this.#log = log
   }
 
-  read(buffer: Uint8Array, at: number, length: number, offset: number): number {
-    return this.#inner.read(buffer, at, length, offset)
-  }
-
-  write(buffer: Uint8Array, at: number, length: number, offset: number): void {
-    this.#inner.write(buffer, at, length, offset)
+  override write(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    super.write(buffer, at, length, offset)
     // A copy: slice() would be a view where it is a Buffer.
     this.#log({ kind: 'write', offset, data: new Uint8Array(buffer.subarray(at, at + length)) })
   }
 
-  size(): number {
-    return this.#inner.size()
-  }
-
-  allocated(): number {
-    return this.#inner.allocated()
-  }
-
-  truncate(size: number): void {
-    this.#inner.truncate(size)
+  override truncate(size: number): void {
+    super.truncate(size)
     this.#log({ kind: 'truncate', size })
   }
 
-  sync(): void {
-    this.#inner.sync()
+  override sync(): void {
+    super.sync()
     this.#log({ kind: 'sync' })
   }
 
-  punch(offset: number, length: number): void {
-    this.#inner.punch(offset, length)
+  override punch(offset: number, length: number): void {
+    super.punch(offset, length)
     this.#log({ kind: 'punch', offset, length })
   }
 
-  zero(offset: number, length: number): void {
-    this.#inner.zero(offset, length)
+  override zero(offset: number, length: number): void {
+    super.zero(offset, length)
     this.#log({ kind: 'zero', offset, length })
   }
 
-  reserve(offset: number, length: number): void {
-    this.#inner.reserve(offset, length)
-  }
-
-  nextData(offset: number): number {
-    return this.#inner.nextData(offset)
-  }
-
-  nextHole(offset: number): number {
-    return this.#inner.nextHole(offset)
-  }
-
-  handle(): StorageHandle {
+  override handle(): StorageHandle {
     throw new VdiskError('INTERNAL', `${this.path} is being recorded, which works in one thread only`)
-  }
-
-  close(): void {
-    this.#inner.close()
   }
 }
 

@@ -3,30 +3,20 @@
  * crash may lose what became of a sector, but it never puts a later part of one over what was there before an earlier.
  */
 
-import type { Storage, StorageHandle } from '../../lib/storage/storage.js'
+import { PassingStorage } from '../../lib/storage/passing.js'
 
 const SECTOR = 512
 
-export class WholeSectors implements Storage {
-  readonly path: string
-  readonly readOnly: boolean
-  readonly #inner: Storage
-
-  constructor(inner: Storage) {
-    this.path = inner.path
-    this.readOnly = inner.readOnly
-    this.#inner = inner
-  }
-
-  write(buffer: Uint8Array, at: number, length: number, offset: number): void {
+export class WholeSectors extends PassingStorage {
+  override write(buffer: Uint8Array, at: number, length: number, offset: number): void {
     if (length === 0) return
     const first = offset - (offset % SECTOR)
     const end = offset + length
     const last = Math.max(end, Math.min(this.size(), Math.ceil(end / SECTOR) * SECTOR))
     const sectors = new Uint8Array(last - first)
-    this.#inner.read(sectors, 0, sectors.length, first)
+    this.inner.read(sectors, 0, sectors.length, first)
     sectors.set(buffer.subarray(at, at + length), offset - first)
-    this.#inner.write(sectors, 0, sectors.length, first)
+    this.inner.write(sectors, 0, sectors.length, first)
   }
 
   #zero(how: 'zero' | 'punch', offset: number, length: number): void {
@@ -38,55 +28,15 @@ export class WholeSectors implements Storage {
       return
     }
     this.write(new Uint8Array(SECTOR), 0, first - offset, offset)
-    if (last > first) this.#inner[how](first, last - first)
+    if (last > first) this.inner[how](first, last - first)
     this.write(new Uint8Array(SECTOR), 0, end - last, last)
   }
 
-  punch(offset: number, length: number): void {
+  override punch(offset: number, length: number): void {
     this.#zero('punch', offset, length)
   }
 
-  zero(offset: number, length: number): void {
+  override zero(offset: number, length: number): void {
     this.#zero('zero', offset, length)
-  }
-
-  read(buffer: Uint8Array, at: number, length: number, offset: number): number {
-    return this.#inner.read(buffer, at, length, offset)
-  }
-
-  size(): number {
-    return this.#inner.size()
-  }
-
-  allocated(): number {
-    return this.#inner.allocated()
-  }
-
-  truncate(size: number): void {
-    this.#inner.truncate(size)
-  }
-
-  sync(): void {
-    this.#inner.sync()
-  }
-
-  reserve(offset: number, length: number): void {
-    this.#inner.reserve(offset, length)
-  }
-
-  nextData(offset: number): number {
-    return this.#inner.nextData(offset)
-  }
-
-  nextHole(offset: number): number {
-    return this.#inner.nextHole(offset)
-  }
-
-  handle(): StorageHandle {
-    return this.#inner.handle()
-  }
-
-  close(): void {
-    this.#inner.close()
   }
 }
