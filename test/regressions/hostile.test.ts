@@ -5,6 +5,7 @@ import { findFormat } from '../../lib/formats/registry.js'
 import { openStorages } from '../../lib/image/open.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { printable, VdiskError } from '../../lib/util/errors.js'
+import { check as checkStorage } from '../crash/scenario.js'
 import { type Damage, damage, imageOf } from '../fuzz/damage.js'
 import { PagedStorage, type Pages } from '../fuzz/pages.js'
 import { secret } from '../model/variants.js'
@@ -15,19 +16,9 @@ function damaged(variant: string, fields: Damage): Pages {
   return bytes!
 }
 
-function check(format: string, bytes: Pages, repair: Repair): Finding[] {
-  const storage = new PagedStorage(bytes, 'image', repair === 'none')
-  const findings: Finding[] = []
-  findFormat(format).check!({
-    storage,
-    path: '/image',
-    readOnly: repair === 'none',
-    repair,
-    found: (finding) => findings.push(finding),
-    warn: () => {},
-  })
-  return findings
-}
+/** What check finds in an image, and mends. */
+const check = (format: string, bytes: Pages, repair: Repair): Finding[] =>
+  checkStorage(findFormat(format), new PagedStorage(bytes, 'image', repair === 'none'), repair)
 
 const open = (bytes: Pages, readOnly = true) =>
   openStorages([new PagedStorage(bytes, 'image', readOnly)], { readOnly, secret })

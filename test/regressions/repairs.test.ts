@@ -5,6 +5,7 @@ import type { Finding, Repair } from '../../lib/formats/driver.js'
 import { findFormat } from '../../lib/formats/registry.js'
 import { openStorages } from '../../lib/image/open.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
+import { check as checkStorage } from '../crash/scenario.js'
 import { damage, imageOf } from '../fuzz/damage.js'
 import { PagedStorage, Pages } from '../fuzz/pages.js'
 import { contents } from '../metadata/fixtures/metadata.js'
@@ -17,18 +18,9 @@ const LUKS = ['encrypt.format=luks', 'encrypt.iter-time=1', 'encrypt.cipher-alg=
 const L1_AT = 3 * 4096
 const SHOWN = 200_000
 
-function check(format: string, bytes: Pages, repair: Repair): Finding[] {
-  const findings: Finding[] = []
-  findFormat(format).check!({
-    storage: new PagedStorage(bytes, 'image', repair === 'none'),
-    path: '/image',
-    readOnly: repair === 'none',
-    repair,
-    found: (finding) => findings.push(finding),
-    warn: () => {},
-  })
-  return findings
-}
+/** What check finds in an image, and mends. */
+const check = (format: string, bytes: Pages, repair: Repair): Finding[] =>
+  checkStorage(findFormat(format), new PagedStorage(bytes, 'image', repair === 'none'), repair)
 
 function openFiles(files: readonly Pages[], readOnly = true) {
   const storages = files.map((pages, i) => new PagedStorage(pages, i === 0 ? 'image' : 'parent', readOnly || i > 0))
