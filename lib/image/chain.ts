@@ -156,8 +156,11 @@ export function openBeside(
       if (!(error instanceof VdiskError) || error.code !== 'NOT_FOUND') throw error
     }
   }
-  const where = candidates.length === 0 ? 'it names no place to look in' : `looked for ${candidates.join(', ')}`
-  throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: ${where}`, { path })
+  throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: ${whereLooked(candidates)}`, { path })
+}
+
+function whereLooked(places: readonly string[]): string {
+  return places.length === 0 ? 'it names no place to look in' : `looked for ${places.join(', ')}`
 }
 
 /** Looks at the content alone: a name says nothing. */
@@ -208,9 +211,8 @@ function openParent(layers: readonly Child[], request: ParentRequest, gate: Gate
     }
     return layer
   }
-  const where = tried.length === 0 ? 'it names no place to look in' : `looked for ${tried.join(', ')}`
   const code = refused instanceof VdiskError ? refused.code : 'NOT_FOUND'
-  throw new VdiskError(code, `its parent '${request.name}' cannot be opened: ${where}`, {
+  throw new VdiskError(code, `its parent '${request.name}' cannot be opened: ${whereLooked(tried)}`, {
     path: child.path,
     cause: refused,
   })

@@ -48,14 +48,14 @@ export function resizeImage(path: string, request: ResizeRequest): { before: num
 }
 
 /**
- * Gives an open layer, which nothing was written to yet, another size. It is not what it was opened as after that.
+ * Gives an open layer of a format that can do it, which nothing was written to yet, another size. It is not what it was
+ * opened as after that.
  * @param parents gives the layers below it, top first; asked only where they count
- * @throws UNSUPPORTED where the format cannot do it; what the format throws
+ * @throws what the format throws
  */
 export function resizeLayer(layer: Layer, size: number, parents: () => readonly Layer[]): void {
-  const { format, opened, storage, files, path } = layer
-  if (!format.resize) throw new VdiskError('UNSUPPORTED', `images of format ${format.name} cannot be resized`, { path })
-  format.resize(opened.layout, [storage, ...files], size, {
+  const { format, opened, storage, files } = layer
+  format.resize!(opened.layout, [storage, ...files], size, {
     below: () => parents()[0]?.opened.size ?? 0,
     zeroBehind: (layout, { start, length }) => {
       const longer = { ...layer, opened: { ...opened, layout, size: start + length } }

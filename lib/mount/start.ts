@@ -28,13 +28,11 @@ export async function startMount(request: MountRequest, warn: (message: string) 
   const log = newLogPath()
   const fd = openSync(log, 'ax', 0o600)
   let mounted = false
-  let ending = ''
   let stopped: NodeJS.Signals | undefined
   try {
     const config: ServerConfig = { ...request, log }
     const child = await runChild(config, fd, warn)
     stopped = child.stopped
-    ending = child.ending
     for (const message of child.messages) {
       if (message.type === 'error') throw new VdiskError(message.code, message.text)
       else if (message.type === 'ready') {
@@ -43,7 +41,10 @@ export async function startMount(request: MountRequest, warn: (message: string) 
       }
     }
     const words = readFileSync(log, 'utf8').trim().split('\n').at(-1)
-    throw new VdiskError('INTERNAL', `the server ended before it was ready (${ending})${words ? `: ${words}` : ''}`)
+    throw new VdiskError(
+      'INTERNAL',
+      `the server ended before it was ready (${child.ending})${words ? `: ${words}` : ''}`,
+    )
   } finally {
     closeSync(fd)
     if (!mounted) rmSync(log, { force: true })
