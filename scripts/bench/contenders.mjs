@@ -3,10 +3,8 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { join } from 'node:path'
-import { mount, serverOf, statusOf, umount } from './lib.mjs'
+import { mount, QEMU_FORMAT, serverOf, statusOf, umount } from './lib.mjs'
 
-/** How QEMU calls the formats. */
-export const QEMU_FORMAT = { raw: 'raw', vhd: 'vpc', vhdx: 'vhdx', qcow2: 'qcow2', parallels: 'parallels' }
 const READY_MS = 10_000
 
 const installed = (program) => spawnSync('which', [program]).status === 0

@@ -8,10 +8,9 @@ import { closeSync, ftruncateSync, openSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { BIN, median, must, temporaryFolder, vdiskfs } from './lib.mjs'
+import { BIN, median, must, QEMU_FORMAT, temporaryFolder, vdiskfs } from './lib.mjs'
 
 const MiB = 2 ** 20
-const QEMU = { raw: 'raw', vhd: 'vpc', vhdx: 'vhdx', qcow2: 'qcow2', parallels: 'parallels' }
 
 const { values } = parseArgs({
   options: {
@@ -49,7 +48,7 @@ function measure(from, to, compressed) {
   const target = join(folder, `target.${to}`)
   const options = compressed ? ['-c', '-o', `compression_type=${compressed}`] : []
   const force = to === 'vhd' ? ['-o', 'force_size=on'] : []
-  const qemu = ['convert', '-f', QEMU[from], '-O', QEMU[to], ...force, ...options, source, target]
+  const qemu = ['convert', '-f', QEMU_FORMAT[from], '-O', QEMU_FORMAT[to], ...force, ...options, source, target]
   const contenders = {
     vdiskfs: [process.execPath, [BIN, 'convert', '-f', from, '-O', to, ...options, source, target]],
     qemu: ['qemu-img', qemu],
@@ -65,7 +64,7 @@ function measure(from, to, compressed) {
 
 function known() {
   const help = vdiskfs('create', '--help')
-  return Object.keys(QEMU).filter((format) => help.includes(`Format ${format}`))
+  return Object.keys(QEMU_FORMAT).filter((format) => help.includes(`Format ${format}`))
 }
 
 const formats = known()
@@ -75,7 +74,7 @@ const wanted = pairs.filter((pair) => !values.only || new RegExp(`^(${values.onl
 makeDisk(join(folder, 'source.raw'))
 for (const format of new Set(wanted.map(([from]) => from))) {
   if (format === 'raw') continue
-  must('qemu-img', 'convert', '-O', QEMU[format], join(folder, 'source.raw'), join(folder, `source.${format}`))
+  must('qemu-img', 'convert', '-O', QEMU_FORMAT[format], join(folder, 'source.raw'), join(folder, `source.${format}`))
 }
 const results = []
 if (!values.json) console.log('from       to              vdiskfs     qemu  qemu, flushed    ratio')

@@ -7,7 +7,7 @@ import { closeSync, openSync, rmSync, writeSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { median, mount, must, temporaryFolder, umount, vdiskfs } from './lib.mjs'
+import { fio, median, mount, temporaryFolder, umount, vdiskfs } from './lib.mjs'
 
 const GiB = 2 ** 30
 const PLACES = 16384
@@ -45,11 +45,8 @@ function withMount(image, work) {
   }
 }
 
-function fio(file, ...how) {
-  const length = ['--time_based', `--runtime=${values.seconds}`]
-  const out = must('fio', '--name=job', `--filename=${file}`, '--direct=1', ...length, ...how, '--output-format=json')
-  return JSON.parse(out.slice(out.indexOf('{'))).jobs[0].read
-}
+/** What reading reaches, a job for some time. */
+const reading = (file, ...how) => fio(file, '--direct=1', '--time_based', `--runtime=${values.seconds}`, ...how).read
 
 /** An image with data at as many places, evenly over the disk; or at given offsets, in their order. */
 function makeImage(name, format, size, offsets, bytes) {
@@ -83,7 +80,7 @@ function sizesOf(format) {
     return makeImage(gib, format, gib * GiB, offsets, PLACE)
   })
   const how = ['--rw=randread', '--bs=4k', '--norandommap', '--random_generator=tausworthe64', '--ioengine=psync']
-  const results = inTurn(images, (file, i) => fio(file, ...how, `--blockalign=${steps[i]}`).iops)
+  const results = inTurn(images, (file, i) => reading(file, ...how, `--blockalign=${steps[i]}`).iops)
   return sizes.map((gib, i) => ({ format, what: `random read 4k, ${gib} GiB`, ...results[i], unit: 'op/s' }))
 }
 
@@ -106,7 +103,7 @@ function orders(format) {
     makeImage('in-order', format, size, offsets, BLOCK),
     makeImage('shuffled', format, size, shuffled(offsets), BLOCK),
   ]
-  const results = inTurn(images, (file) => fio(file, '--rw=read', '--bs=1M', '--ioengine=psync').bw_bytes / 2 ** 20)
+  const results = inTurn(images, (file) => reading(file, '--rw=read', '--bs=1M', '--ioengine=psync').bw_bytes / 2 ** 20)
   return ['in order', 'in random order'].map((name, i) => ({
     format,
     what: `read 1M, allocated ${name}`,

@@ -7,6 +7,8 @@ import { join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
 export const BIN = fileURLToPath(new URL('../../bin/vdiskfs.js', import.meta.url))
+/** How QEMU calls the formats. */
+export const QEMU_FORMAT = { raw: 'raw', vhd: 'vpc', vhdx: 'vhdx', qcow2: 'qcow2', parallels: 'parallels' }
 /** fio's results are long. */
 const MAX_OUTPUT = 2 ** 26
 
@@ -18,6 +20,17 @@ export function must(program, ...args) {
 }
 
 export const vdiskfs = (...args) => must(process.execPath, BIN, ...args)
+
+/** Runs one job of fio's. @returns what it says of it */
+export function fio(file, ...how) {
+  const out = must('fio', '--name=job', `--filename=${file}`, ...how, '--group_reporting', '--output-format=json')
+  return JSON.parse(out.slice(out.indexOf('{'))).jobs[0]
+}
+
+/** A file of so many MiB that nothing can compress. */
+export function makeFilled(path, mebibytes) {
+  fio(path, `--size=${mebibytes}M`, '--rw=write', '--bs=1M', '--refill_buffers')
+}
 
 export const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1]
 

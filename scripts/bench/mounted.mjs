@@ -11,8 +11,8 @@ import { rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { parseArgs } from 'node:util'
-import { OURS, PEERS, QEMU_FORMAT, residentOf } from './contenders.mjs'
-import { median, must, temporaryFolder } from './lib.mjs'
+import { OURS, PEERS, residentOf } from './contenders.mjs'
+import { fio, makeFilled, median, must, QEMU_FORMAT, temporaryFolder } from './lib.mjs'
 
 const SYNC_READ = ['--rw=randread', '--bs=4k', '--direct=1', '--ioengine=psync']
 const SYNC_WRITE = ['--rw=randwrite', '--bs=4k', '--direct=1', '--ioengine=psync']
@@ -73,14 +73,12 @@ function freshImage(format) {
   return image
 }
 
-/** What fio reaches: MiB/s or operations a second. */
-function fio(file, { how, unit, fresh }) {
+/** What a job reaches: MiB/s or operations a second. */
+function reached(file, { how, unit, fresh }) {
   // What was written before must not be paid for by this.
   must('sync')
   const length = fresh ? [] : ['--time_based', `--runtime=${values.seconds}`]
-  const where = [`--filename=${file}`, `--size=${values.size}M`]
-  const out = must('fio', '--name=job', ...where, ...length, ...how, '--group_reporting', '--output-format=json')
-  const job = JSON.parse(out.slice(out.indexOf('{'))).jobs[0]
+  const job = fio(file, `--size=${values.size}M`, ...length, ...how)
   if (unit === undefined) return job.read.iops + job.write.iops
   const { io_bytes: bytes } = job.read.io_bytes > job.write.io_bytes ? job.read : job.write
   return bytes / 2 ** 20 / (job.job_runtime / 1000)
@@ -90,7 +88,7 @@ async function measure(contender, format, job) {
   const image = job.fresh ? freshImage(format) : join(folder, `disk.${format}`)
   const { file, stop } = await contender.start(image, format, folder)
   try {
-    return fio(file, job)
+    return reached(file, job)
   } finally {
     await stop()
   }
@@ -144,15 +142,7 @@ async function startOf(contender, format) {
 
 const cell = (value, width, digits = 0) => (value === undefined ? '-' : value.toFixed(digits)).padStart(width)
 
-must(
-  'fio',
-  '--name=fill',
-  `--filename=${folder}/disk.raw`,
-  `--size=${values.size}M`,
-  '--rw=write',
-  '--bs=1M',
-  '--refill_buffers',
-)
+makeFilled(join(folder, 'disk.raw'), values.size)
 const peers = PEERS.filter((peer) => new RegExp(values.peers).test(peer.name) && peer.available())
 const results = []
 const starts = []

@@ -9,8 +9,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
-import { QEMU_FORMAT } from './contenders.mjs'
-import { must, temporaryFolder } from './lib.mjs'
+import { fio, makeFilled, must, QEMU_FORMAT, temporaryFolder } from './lib.mjs'
 
 /** Not joined, so that the profile knows the modules. */
 const CLI = fileURLToPath(new URL('../../build/test/support/vdiskfs.js', import.meta.url))
@@ -38,15 +37,7 @@ const image = join(folder, `disk.${values.format}`)
 const file = join(mountpoint, 'disk.raw')
 mkdirSync(mountpoint)
 const filled = join(folder, 'filled')
-must(
-  'fio',
-  '--name=fill',
-  `--filename=${filled}`,
-  `--size=${values.size}M`,
-  '--rw=write',
-  '--bs=1M',
-  '--refill_buffers',
-)
+makeFilled(filled, values.size)
 must('qemu-img', 'convert', '-f', 'raw', '-O', QEMU_FORMAT[values.format], filled, image)
 
 const flags = ['--cpu-prof', `--cpu-prof-dir=${profiles}`, '--cpu-prof-interval=200']
@@ -55,12 +46,8 @@ const server = spawn(process.execPath, [...flags, CLI, ...mount], { stdio: ['ign
 const ended = once(server, 'exit')
 try {
   while (!existsSync(file) && server.exitCode === null) await sleep(20)
-  const where = [`--filename=${file}`, `--size=${values.size}M`, '--time_based', `--runtime=${values.seconds}`]
-  console.log(
-    must('fio', '--name=job', ...where, ...job)
-      .match(/^ *(read|write) ?: .*$/gm)
-      ?.join('\n'),
-  )
+  const { read, write } = fio(file, `--size=${values.size}M`, '--time_based', `--runtime=${values.seconds}`, ...job)
+  console.log(`${read.iops.toFixed(0)} reads and ${write.iops.toFixed(0)} writes a second`)
 } finally {
   must('umount', mountpoint)
   await ended
