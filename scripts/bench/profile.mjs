@@ -7,13 +7,13 @@ import { once } from 'node:events'
 import { existsSync, mkdirSync, readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { fileURLToPath } from 'node:url'
 import { parseArgs } from 'node:util'
 import { fio, makeFilled, must, QEMU_FORMAT, temporaryFolder } from './lib.mjs'
 
-/** Not joined, so that the profile knows the modules. */
-const CLI = fileURLToPath(new URL('../../build/test/support/vdiskfs.js', import.meta.url))
 const LIB = new URL('../../build/lib/', import.meta.url).href
+/** The command, not joined, so that the profile knows the modules. */
+const MAIN = `import { main, processIo } from '${LIB}cli/main.js'
+process.exitCode = await main(process.argv.slice(1), processIo())`
 const DEFAULT_JOB = ['--rw=randread', '--bs=4k', '--direct=1', '--ioengine=libaio', '--iodepth=16']
 const TOP = 20
 /** What only the threads that serve requests run. */
@@ -42,7 +42,9 @@ must('qemu-img', 'convert', '-f', 'raw', '-O', QEMU_FORMAT[values.format], fille
 
 const flags = ['--cpu-prof', `--cpu-prof-dir=${profiles}`, '--cpu-prof-interval=200']
 const mount = ['mount', '-f', '--format', values.format, '--workers', values.workers, image, mountpoint]
-const server = spawn(process.execPath, [...flags, CLI, ...mount], { stdio: ['ignore', 'ignore', 'inherit'] })
+const server = spawn(process.execPath, [...flags, '--input-type=module', '-e', MAIN, '--', ...mount], {
+  stdio: ['ignore', 'ignore', 'inherit'],
+})
 const ended = once(server, 'exit')
 try {
   while (!existsSync(file) && server.exitCode === null) await sleep(20)

@@ -12,9 +12,8 @@ t.setTimeout(400_000)
 /** In the namespace: the helper in /sbin, or `vdiskfs` in a folder for the PATH; and an fstab. */
 const PROGRAMS = `
 mkdir "$D/sbin" "$D/bin"
-TESTS="$D/project/\${HELPERS#"$ROOT"}"
-printf '#!/bin/sh\\nexec %s %s/mount-helper.js "$@"\\n' "$D/node" "$TESTS" >"$D/sbin/mount.fuse.vdiskfs"
-printf '#!/bin/sh\\nexec %s %s/vdiskfs.js "$@"\\n' "$D/node" "$TESTS" >"$D/bin/vdiskfs"
+printf '#!/bin/sh\\nexec %s %s/bin/mount.fuse.vdiskfs.js "$@"\\n' "$D/node" "$D/project" >"$D/sbin/mount.fuse.vdiskfs"
+printf '#!/bin/sh\\nexec %s %s/bin/vdiskfs.js "$@"\\n' "$D/node" "$D/project" >"$D/bin/vdiskfs"
 chmod +x "$D/sbin/mount.fuse.vdiskfs" "$D/bin/vdiskfs"
 printf '%s\\n' \\
   "$D/home/a.vhd $D/home/mnt fuse.vdiskfs ro,allow_other,umask=022,noauto,nofail,x-systemd.automount 0 0" \\
@@ -26,7 +25,7 @@ mount -t overlay none -o lowerdir="$D/sbin:/usr/sbin" /usr/sbin
 `
 
 async function setUp(t: TestCase, also: string) {
-  const world = await userWorld(t, [], `HELPERS='${join(import.meta.dirname, '..', 'support')}'\n${also}`)
+  const world = await userWorld(t, [], also)
   const did = (result: Result) => {
     if (result.code !== 0) throw new Error(`ended with ${result.code}: ${result.err}`)
     return result.out

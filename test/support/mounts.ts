@@ -3,6 +3,7 @@
 import { existsSync, mkdtempSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { entries, find } from '../../lib/mount/registry.js'
 import { must, type Result, run, vdiskfs, vdiskfsMust } from './run.js'
 import { atEnd, type TestCase, temporaryFolder } from './temp.js'
 
@@ -77,8 +78,8 @@ export function guard(t: TestCase, mountpoint: string): void {
 export function mountImage(t: TestCase, image: string, options: readonly string[] = []): TestMount {
   const mountpoint = mountpointFor(t)
   vdiskfsMust(['mount', ...options, image, mountpoint])
-  const pid = listedAt(mountpoint)?.pid
-  if (pid === undefined) throw new Error(`${mountpoint} is not in the list`)
+  const pid = find(mountpoint)?.pid
+  if (pid === undefined) throw new Error(`${mountpoint} is not in the registry`)
   return {
     image,
     mountpoint,
@@ -119,7 +120,7 @@ const PAUSE = 50
 
 /** Ends what is mounted at a mount point: as a user would, and where that does not help, by force. */
 async function clear(mountpoint: string): Promise<void> {
-  const pid = listedAt(mountpoint)?.pid
+  const pid = find(mountpoint)?.pid
   if (isMounted(mountpoint)) vdiskfs(['umount', mountpoint])
   if (isMounted(mountpoint)) run('umount', ['-f', mountpoint])
   while (isMounted(mountpoint) && run('umount', ['-l', mountpoint]).code === 0);
@@ -129,7 +130,6 @@ async function clear(mountpoint: string): Promise<void> {
     process.kill(pid, 'SIGKILL')
     for (let tries = 0; isAlive(pid) && tries < PATIENCE; tries++) await sleep(PAUSE)
   }
-  listed()
-  // An entry with an error stays until it has been read.
-  if (listedAt(mountpoint)) vdiskfs(['umount', mountpoint])
+  // An entry with an error stays until it has been read, that of a killed server until the registry is.
+  if (entries().some(({ entry }) => entry.mountpoint === mountpoint)) vdiskfs(['umount', mountpoint])
 }

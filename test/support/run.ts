@@ -1,9 +1,8 @@
-/**
- * Running programs: other people's, as judges, and the command line under test. Ours is the one of the build that the
- * test itself belongs to, so that both are always of the same sources.
- */
+/** Running programs: other people's, as judges, and the command line under test: bin/ and dist/, as they are shipped. */
 
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
+import { readdirSync, statSync } from 'node:fs'
+import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { fileURLToPath } from 'node:url'
 import { atEnd, type TestCase } from './temp.js'
@@ -59,8 +58,21 @@ export function must(program: string, args: readonly string[] = [], options: Run
   return out
 }
 
+/** The project's folder; tests run from build/test/. */
+export const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
+
 /** The script of the command line under test. */
-export const CLI = fileURLToPath(new URL('./vdiskfs.js', import.meta.url))
+export const CLI = join(ROOT, 'bin', 'vdiskfs.js')
+
+/** The command and the modules that a test imports are built apart: neither may be older than the sources. */
+function checkBuild(): void {
+  const lib = join(ROOT, 'lib')
+  const built = statSync(join(ROOT, 'dist', 'cli', 'main.js'), { throwIfNoEntry: false })?.mtimeMs ?? 0
+  const sources = readdirSync(lib, { recursive: true, encoding: 'utf8' }).filter((name) => name.endsWith('.ts'))
+  const newer = sources.find((name) => statSync(join(lib, name)).mtimeMs > built)
+  if (newer !== undefined) throw new Error(`dist/ is older than lib/${newer}: npm run build`)
+}
+checkBuild()
 
 /** Runs `vdiskfs ARGS`. */
 export function vdiskfs(args: readonly string[], options?: RunOptions): Result {

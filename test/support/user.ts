@@ -5,16 +5,13 @@
 
 import { chmodSync, existsSync } from 'node:fs'
 import { join, relative } from 'node:path'
-import { fileURLToPath } from 'node:url'
-import { CLI, type Result, run, start, until } from './run.js'
+import { CLI, type Result, ROOT, run, start, until } from './run.js'
 import { type TestCase, temporaryFolder } from './temp.js'
 import { withTransport } from './transports.js'
 
 /** nobody; and somebody else who is nobody either. */
 export const USER = 65534
 export const STRANGER = 65533
-
-const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 
 /** Builds the namespace and stays, so that it lives. Everything is gone with the last process in it. */
 const PREPARE = `
