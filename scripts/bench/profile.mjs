@@ -12,8 +12,9 @@ import { fio, makeFilled, must, QEMU_FORMAT, temporaryFolder } from './lib.mjs'
 
 const LIB = new URL('../../build/lib/', import.meta.url).href
 /** The command, not joined, so that the profile knows the modules. */
-const MAIN = `import { main, processIo } from '${LIB}cli/main.js'
-process.exitCode = await main(process.argv.slice(1), processIo())`
+const MAIN = `import('${LIB}cli/main.js').then(async ({ main, processIo }) => {
+  process.exitCode = await main(process.argv.slice(1), processIo())
+})`
 const DEFAULT_JOB = ['--rw=randread', '--bs=4k', '--direct=1', '--ioengine=libaio', '--iodepth=16']
 const TOP = 20
 /** What only the threads that serve requests run. */
@@ -42,7 +43,7 @@ must('qemu-img', 'convert', '-f', 'raw', '-O', QEMU_FORMAT[values.format], fille
 
 const flags = ['--cpu-prof', `--cpu-prof-dir=${profiles}`, '--cpu-prof-interval=200']
 const mount = ['mount', '-f', '--format', values.format, '--workers', values.workers, image, mountpoint]
-const server = spawn(process.execPath, [...flags, '--input-type=module', '-e', MAIN, '--', ...mount], {
+const server = spawn(process.execPath, [...flags, '-e', MAIN, '--', ...mount], {
   stdio: ['ignore', 'ignore', 'inherit'],
 })
 const ended = once(server, 'exit')

@@ -31,6 +31,7 @@ t.test('packed, installed, used', needsMounts, async (t) => {
   for (const file of [
     'bin/vdiskfs.js',
     'dist/cli/main.js',
+    'dist/licences.txt',
     'share/man/vdiskfs.1',
     'share/systemd/vdiskfs@.service',
     'LICENSE',
