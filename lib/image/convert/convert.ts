@@ -6,7 +6,7 @@ import { createImage } from '../create.js'
 import type { Image } from '../image.js'
 import { openImage, type Secret } from '../open.js'
 import type { CopySettings } from './job.js'
-import { type CopyProgress, MAX_WORKERS, runCopy, workersFor } from './run.js'
+import { type CopyProgress, Crew, MAX_WORKERS, runCopy, workersFor, workersForFile } from './run.js'
 import { isDevice, NewFile, refuseSame } from './target.js'
 import { MAX_GRANULE } from './zeros.js'
 
@@ -55,8 +55,11 @@ export async function convert(source: string, target: string, options: ConvertOp
   const { backingDirs = [], warn, snapshot, secret } = options
   const opening = { readOnly: true, format: options.sourceFormat, snapshot, backingDirs, secret, ...(warn && { warn }) }
   const threads = options.threads ?? 1 + MAX_WORKERS
-  const from = openImage(source, { ...opening, threads })
+  const crew = new Crew()
+  crew.grow(options.threads ? threads - 1 : workersForFile(source))
+  let from: Image | undefined
   try {
+    from = openImage(source, { ...opening, threads })
     refuseSame(target, from.paths)
     const settings = {
       size: from.size,
@@ -64,11 +67,12 @@ export async function convert(source: string, target: string, options: ConvertOp
       compress: options.compress ?? false,
       sparse,
     }
-    const workers = options.threads ? threads - 1 : workersFor(from.allocated())
-    if (options.existing || isDevice(target)) await intoExisting(from, target, settings, workers, options)
-    else await intoNew(from, target, settings, workers, options)
+    if (!options.threads) crew.grow(workersFor(from.allocated()))
+    if (options.existing || isDevice(target)) await intoExisting(from, target, settings, crew, options)
+    else await intoNew(from, target, settings, crew, options)
   } finally {
-    from.close()
+    await crew.dismiss()
+    from?.close()
   }
 }
 
@@ -93,7 +97,7 @@ async function intoNew(
   from: Image,
   target: string,
   settings: Settings,
-  workers: number,
+  crew: Crew,
   options: ConvertOptions,
 ): Promise<void> {
   const file = new NewFile(target)
@@ -106,9 +110,9 @@ async function intoNew(
     const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false }
     createImage(file.path, made)
     file.made()
-    to = openImage(file.path, { format, backingDirs, secret, threads: 1 + workers, syncAtClose: true })
+    to = openImage(file.path, { format, backingDirs, secret, threads: 1 + crew.size, syncAtClose: true })
     checkCompression(to, settings)
-    await runCopy(from, to, { ...settings, blank: !settings.ownLayer }, workers, options)
+    await runCopy(from, to, { ...settings, blank: !settings.ownLayer }, crew, options)
     to.close()
     file.complete()
   } catch (error) {
@@ -122,21 +126,21 @@ async function intoExisting(
   from: Image,
   target: string,
   settings: Settings,
-  workers: number,
+  crew: Crew,
   options: ConvertOptions,
 ): Promise<void> {
   const { backingDirs = [], format = 'raw' } = options
   if (!options.existing && format !== 'raw')
     throw new VdiskError('USAGE', `a new image of format ${format} cannot be made on a block device`, { path: target })
   const secret = options.targetSecret ?? options.secret
-  const to = openImage(target, { format, backingDirs, secret, threads: 1 + workers })
+  const to = openImage(target, { format, backingDirs, secret, threads: 1 + crew.size })
   try {
     if (to.size < from.size)
       throw new VdiskError('USAGE', `it has ${formatSize(to.size)}, and the source ${formatSize(from.size)}`, {
         path: target,
       })
     checkCompression(to, settings)
-    await runCopy(from, to, { ...settings, blank: false }, workers, options)
+    await runCopy(from, to, { ...settings, blank: false }, crew, options)
   } finally {
     to.close()
   }

@@ -9,8 +9,11 @@ import { eachRun, isZero, MAX_GRANULE } from './zeros.js'
 
 /** What a thread takes at a time. */
 const CHUNK = 2 * MiB
-/** What is read and written at a time: it stays in the processor's cache in between. */
-const PIECE = MiB / 4
+/**
+ * What is read and written at a time. More would not stay in the processor's cache in between; with less, a copy is over
+ * before its code was compiled well.
+ */
+const PIECE = MiB
 
 export interface CopySettings {
   /** Bytes of the disk that are copied: all of the source. */

@@ -1,5 +1,6 @@
 /** Runs a copy to its end: in this thread, and in as many more as pay for their start. */
 
+import { statSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { setImmediate as breathe } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
@@ -39,31 +40,106 @@ export function workersFor(allocated: number): number {
   return allocated < SMALL ? 0 : Math.min(MAX_WORKERS, Math.max(1, availableParallelism() - 1))
 }
 
+/** A first guess of that, before the image is opened: most of the data may lie in its parents. */
+export function workersForFile(path: string): number {
+  try {
+    return workersFor(statSync(path).blocks * BLOCK)
+  } catch {
+    // Opening it says what is wrong.
+    return 0
+  }
+}
+
+/** What stat(2) counts in. */
+const BLOCK = 512
+
 export function aborted(): VdiskError {
   return new VdiskError('IO', 'interrupted')
 }
 
+/** Threads that help with a copy. They start while the images are opened, and wait then. */
+export class Crew {
+  readonly #helpers: Helper[] = []
+
+  get size(): number {
+    return this.#helpers.length
+  }
+
+  /** From now on there are at least so many. */
+  grow(size: number): void {
+    while (this.#helpers.length < size) this.#helpers.push(new Helper(this.#helpers.length + 1))
+  }
+
+  /**
+   * Has all of them copy.
+   * @param failed called when one could not
+   * @returns for each: settles when it has ended, and how
+   */
+  copy(setup: Omit<CopySetup, 'thread'>, failed: () => void): Promise<void>[] {
+    return this.#helpers.map((helper) => helper.copy(setup, failed))
+  }
+
+  /** Ends those that never got anything to do. */
+  async dismiss(): Promise<void> {
+    await Promise.all(this.#helpers.map((helper) => helper.dismiss()))
+  }
+}
+
+class Helper {
+  readonly #worker = new Worker(ENTRY)
+  readonly #thread: number
+  readonly #ended: Promise<void>
+  #failure: unknown
+  #failed: (() => void) | undefined
+
+  /** @param thread its number in both images, and among the threads of the copy */
+  constructor(thread: number) {
+    this.#thread = thread
+    const fail = (error: unknown) => {
+      this.#failure ??= error
+      this.#failed?.()
+    }
+    this.#worker.on('message', ({ code, message }: CopyFailure) => {
+      fail(code ? new VdiskError(code, message) : new Error(message))
+    })
+    this.#worker.on('error', fail)
+    this.#ended = new Promise((resolve) => this.#worker.on('exit', () => resolve()))
+  }
+
+  async copy(setup: Omit<CopySetup, 'thread'>, failed: () => void): Promise<void> {
+    this.#failed = failed
+    if (this.#failure === undefined) this.#worker.postMessage({ ...setup, thread: this.#thread } satisfies CopySetup)
+    else failed()
+    await this.#ended
+    if (this.#failure !== undefined) throw this.#failure
+  }
+
+  async dismiss(): Promise<void> {
+    await this.#worker.terminate()
+  }
+}
+
 /**
- * Copies. Both images must have been opened for `workers` threads more than this one.
+ * Copies. Both images must have been opened for one thread more than the crew has.
  * @throws what a thread threw, or that it was interrupted; no thread is at work then.
  */
 export async function runCopy(
   source: Image,
   target: Image,
   settings: CopySettings,
-  workers: number,
+  crew: Crew,
   options: RunOptions,
 ): Promise<void> {
   const { signal } = options
-  const control = CopyControl.allocate(workers + 1)
+  const control = CopyControl.allocate(crew.size + 1)
   const stop = () => control.stop()
   if (signal?.aborted) throw aborted()
   signal?.addEventListener('abort', stop)
   const watcher = new Watcher(source, target, settings, control, options)
   try {
     const here = copyHere(new CopyJob(source, target, settings, control, 0), watcher)
-    const handles = { source: source.handle(), target: target.handle(), settings, control: control.shared }
-    const others = Array.from({ length: workers }, (_, i) => runWorker({ ...handles, thread: i + 1 }, control))
+    const setup = { source: source.handle(), target: target.handle(), settings, control: control.shared }
+    const others = crew.copy(setup, stop)
     const outcomes = await Promise.allSettled([stopping(here, stop), ...others])
     const failed = outcomes.find((outcome) => outcome.status === 'rejected')
     if (failed) throw failed.reason
@@ -89,23 +165,6 @@ async function stopping(work: Promise<void>, stop: () => void): Promise<void> {
     stop()
     throw error
   }
-}
-
-/** Resolves when the worker has ended well. Where one fails, all stop. */
-function runWorker(workerData: CopySetup, control: CopyControl): Promise<void> {
-  const worker = new Worker(ENTRY, { workerData })
-  return new Promise((resolve, reject) => {
-    let failure: unknown
-    const fail = (error: unknown) => {
-      failure ??= error
-      control.stop()
-    }
-    worker.on('message', ({ code, message }: CopyFailure) => {
-      fail(code ? new VdiskError(code, message) : new Error(message))
-    })
-    worker.on('error', fail)
-    worker.on('exit', () => (failure === undefined ? resolve() : reject(failure)))
-  })
 }
 
 /** What the first thread does meanwhile: it counts, reports, and has the host write out what was copied. */

@@ -1,6 +1,6 @@
 /** What a worker thread of a conversion runs. */
 
-import { parentPort, workerData } from 'node:worker_threads'
+import { parentPort } from 'node:worker_threads'
 import { VdiskError } from '../../util/errors.js'
 import { Image } from '../image.js'
 import type { ImageHandle } from '../stack.js'
@@ -28,10 +28,13 @@ function work({ source, target, settings, control, thread }: CopySetup): void {
   while (job.step());
 }
 
-try {
-  work(workerData as CopySetup)
-} catch (error) {
-  const code = error instanceof VdiskError ? error.code : undefined
-  const message = error instanceof Error ? error.message : String(error)
-  parentPort!.postMessage({ code, message } satisfies CopyFailure)
-}
+// It ends after the one message that it gets.
+parentPort!.once('message', (setup: CopySetup) => {
+  try {
+    work(setup)
+  } catch (error) {
+    const code = error instanceof VdiskError ? error.code : undefined
+    const message = error instanceof Error ? error.message : String(error)
+    parentPort!.postMessage({ code, message } satisfies CopyFailure)
+  }
+})
