@@ -77,7 +77,17 @@ check_fuse() {
   [ -e /dev/fuse ] || { echo 'No /dev/fuse on this machine: nothing can be mounted (in a container: --device /dev/fuse).' >&2; return 1; }
 }
 
-# The library with its tests, in build/.
+# The command and the library, in dist/, where they are older than what they are made of.
+build_command() {
+  if [ -e dist/.built ] &&
+    [ -z "$(find lib package.json scripts/bundle.mjs node_modules/.package-lock.json -newer dist/.built -print -quit)" ]; then
+    return 0
+  fi
+  say 'Building'
+  npm run --silent build && touch dist/.built
+}
+
+# The same, and the library with its tests, in build/.
 build_tests() {
-  node_modules/.bin/tsc -p tsconfig.json
+  build_command && node_modules/.bin/tsc -p tsconfig.json
 }
