@@ -7,8 +7,11 @@ import { NEGOTIATED } from './fixtures/exchange.js'
 import type { PoolJob } from './fixtures/pool-worker.js'
 
 /** A pool over workers that do what they are told, with a file in place of the device. */
-function setUp(t: Pick<Test, 'testdir' | 'teardown'>, options: { initial?: number; failAtStart?: boolean } = {}) {
-  const { initial, failAtStart = false } = options
+function setUp(
+  t: Pick<Test, 'testdir' | 'teardown'>,
+  options: { initial?: number; patience?: number; failAtStart?: boolean } = {},
+) {
+  const { initial, patience, failAtStart = false } = options
   const device = join(t.testdir({ device: '' }), 'device')
   const fd = openSync(device, 'r+')
   t.teardown(() => closeSync(fd))
@@ -26,6 +29,7 @@ function setUp(t: Pick<Test, 'testdir' | 'teardown'>, options: { initial?: numbe
     fd,
     negotiated: NEGOTIATED,
     initial,
+    patience,
     onDeath: (thread, reason) => deaths.push([thread, reason.message]),
   })
   const tell = (thread: number, what: number) => {
@@ -75,6 +79,28 @@ t.test('after the unmount nobody is replaced', async (t) => {
   await pool.ended
   t.same(deaths, [[2, 'dies in a request']])
   t.same([...starts.subarray(1, 3)], [1, 1])
+})
+
+t.test('workers that are not needed any more leave, and come again', async (t) => {
+  const { pool, starts, deaths, tell, until } = setUp(t, { initial: 1, patience: 400 })
+  await pool.start()
+  for (const times of [1, 2]) {
+    tell(1, 5)
+    await until(() => starts[2] === times)
+    t.equal(pool.size, 2, 'one that sleeps in a request has another started')
+    tell(1, 4)
+    tell(2, 5)
+    await sleep(1000)
+    t.equal(pool.size, 2, 'one that is busy stays')
+    tell(2, 4)
+    while (pool.size > 1) {
+      await sleep(100)
+      tell(2, 4)
+    }
+  }
+  t.same(deaths, [])
+  tell(1, 3)
+  await pool.ended
 })
 
 t.test('workers that cannot start', async (t) => {

@@ -11,7 +11,7 @@ import { Reply } from './messages.js'
 import type { CachePolicy } from './opens.js'
 import { OUT_HEADER_SIZE } from './protocol.js'
 import { Session, type SharedState } from './session.js'
-import { WorkerSlot } from './slots.js'
+import { WorkerSlot, WorkerState } from './slots.js'
 import { Splicer } from './splicer.js'
 import type { Answer } from './syncs.js'
 
@@ -35,8 +35,8 @@ export interface WorkerContext {
 export const SERVING = 'serving'
 
 /**
- * Serves requests on the calling thread, and returns when the file system is unmounted. Nothing that a request asks
- * for makes it throw.
+ * Serves requests on the calling thread, and returns when the file system is unmounted, or the pool needs it no more.
+ * Nothing that a request asks for makes it throw.
  * @throws IO where the device itself fails
  */
 export function serve(context: WorkerContext, tree: FileTree): void {
@@ -49,9 +49,13 @@ export function serve(context: WorkerContext, tree: FileTree): void {
   if (!isMainThread) traceAtOnce()
   slot.begin()
   parentPort?.postMessage(SERVING)
-  for (;;) {
+  let state: number = WorkerState.LEFT
+  while (!slot.dismissed) {
     const length = receive(fd, request.bytes)
-    if (length === UNMOUNTED) break
+    if (length === UNMOUNTED) {
+      state = WorkerState.ENDED
+      break
+    }
     const began = performance.now()
     slot.take(request.uniqueFirst, request.uniqueSecond)
     const answer = session.handle(length)
@@ -60,7 +64,7 @@ export function serve(context: WorkerContext, tree: FileTree): void {
     slot.release()
   }
   splicer?.close()
-  slot.end()
+  slot.end(state)
 }
 
 const UNMOUNTED = -1

@@ -1,6 +1,7 @@
 /**
  * The workers of one mount, seen from the main thread, which serves nothing itself: it starts them, starts more when all
- * of them wait for the disk, answers for one that died and replaces it, and knows when all have ended.
+ * of them wait for the disk, lets those go again that are not needed any more, answers for one that died and replaces it,
+ * and knows when all have ended.
  */
 
 import { readFileSync } from 'node:fs'
@@ -30,12 +31,15 @@ export interface PoolOptions {
   /** Workers at the beginning, and at most; they have the numbers 1 to `max`. */
   readonly initial?: number | undefined
   readonly max?: number | undefined
+  /** Milliseconds in which more than `initial` workers must have been needed for them to stay. */
+  readonly patience?: number | undefined
   /** A worker died. Called before it is replaced, when nothing runs under its number any more. */
   readonly onDeath?: ((thread: number, reason: Error) => void) | undefined
 }
 
 const DEFAULT_INITIAL = 2
 const DEFAULT_MAX = 16
+const DEFAULT_PATIENCE_MS = 10_000
 const SAMPLE_INTERVAL_MS = 50
 /** How many more samples must have been for another worker than against it. */
 const SAMPLES_OF_PRESSURE = 3
@@ -60,6 +64,7 @@ export class WorkerPool {
    */
   readonly ended: Promise<void>
   readonly #options: PoolOptions
+  readonly #initial: number
   readonly #max: number
   readonly #shared: SharedState
   readonly #slots: SharedArrayBuffer
@@ -69,10 +74,14 @@ export class WorkerPool {
   #unmounted = false
   #failedStarts = 0
   #pressure = 0
+  /** Samples since workers were let go last, and the most workers that were busy in one of them. */
+  #samples = 0
+  #mostBusy = 0
 
   constructor(options: PoolOptions) {
     this.#options = options
     this.#max = options.max ?? Math.max(options.initial ?? 0, DEFAULT_MAX)
+    this.#initial = Math.min(options.initial ?? DEFAULT_INITIAL, this.#max)
     this.#shared = shareState(this.#max)
     this.#slots = WorkerSlot.allocate(this.#max)
     let settle!: { resolve: () => void; reject: (reason: Error) => void }
@@ -103,8 +112,7 @@ export class WorkerPool {
 
   /** Starts the first workers. Resolves when they serve; rejects where one cannot, with its error. */
   async start(): Promise<void> {
-    const initial = Math.min(this.#options.initial ?? DEFAULT_INITIAL, this.#max)
-    const starts = Array.from({ length: initial }, (_, index) => this.#startWorker(index + 1))
+    const starts = Array.from({ length: this.#initial }, (_, index) => this.#startWorker(index + 1))
     this.#timer = setInterval(() => this.#sample(), SAMPLE_INTERVAL_MS).unref()
     await Promise.all(starts)
   }
@@ -145,6 +153,7 @@ export class WorkerPool {
     const { thread, slot } = running
     this.#running.delete(thread)
     if (slot.state === WorkerState.ENDED) this.#unmounted = true
+    else if (slot.state === WorkerState.LEFT) trace('worker %d was not needed any more', thread)
     else this.#died(running, reason)
     if (this.#running.size > 0) return
     clearInterval(this.#timer)
@@ -164,19 +173,34 @@ export class WorkerPool {
     if (!this.#unmounted && this.#failedStarts < MAX_FAILED_STARTS) this.#startWorker(thread).catch(() => {})
   }
 
-  /** Starts half as many workers again where more would help, sample after sample. */
+  /** Starts half as many workers again where more would help, sample after sample; lets go whom nobody needs. */
   #sample(): void {
+    if (this.#unmounted) return
+    this.#dismissIdle()
     const room = this.#max - this.#running.size
-    if (this.#unmounted || room <= 0 || this.#failedStarts >= MAX_FAILED_STARTS) return
+    if (room <= 0 || this.#failedStarts >= MAX_FAILED_STARTS) return
     this.#pressure = Math.max(0, this.#pressure + (this.#needsMore() ? 1 : -1))
     if (this.#pressure < SAMPLES_OF_PRESSURE) return
     this.#pressure = 0
+    for (const { slot } of this.#running.values()) slot.dismiss(false)
     let starts = Math.min(room, Math.ceil(this.#running.size / 2))
     for (let thread = 1; thread <= this.#max && starts > 0; thread++) {
       if (this.#running.has(thread)) continue
       this.#startWorker(thread).catch(() => {})
       starts--
     }
+  }
+
+  /** Dismisses those that no sample of a while has needed, were twice as many busy as it has seen. They end one by one. */
+  #dismissIdle(): void {
+    const workers = [...this.#running.values()]
+    this.#mostBusy = Math.max(this.#mostBusy, workers.filter(({ slot }) => slot.state === WorkerState.BUSY).length)
+    const { patience = DEFAULT_PATIENCE_MS } = this.#options
+    if (++this.#samples * SAMPLE_INTERVAL_MS < patience) return
+    const keep = Math.max(this.#initial, 2 * this.#mostBusy)
+    for (const { slot } of workers.slice(keep)) slot.dismiss(true)
+    this.#samples = 0
+    this.#mostBusy = 0
   }
 
   /**

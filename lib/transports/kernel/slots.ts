@@ -12,6 +12,7 @@ const FIRST = 1
 const SECOND = 2
 const SYSTEM_THREAD = 3
 const SERVED = 4
+const DISMISSED = 5
 
 export const WorkerState = {
   /** Nobody is here, or somebody who has not begun to serve. */
@@ -20,6 +21,8 @@ export const WorkerState = {
   BUSY: 2,
   /** It ended because the file system was unmounted. */
   ENDED: 3,
+  /** It ended because it was dismissed. */
+  LEFT: 4,
 } as const
 
 /** The slot of one worker; `thread` counts from 1. */
@@ -61,8 +64,18 @@ export class WorkerSlot {
     words[SERVED]!++
   }
 
-  end(): void {
-    this.#words[STATE] = WorkerState.ENDED
+  /** By the pool: the worker is to end after its next request; or it is not, after all. */
+  dismiss(dismissed: boolean): void {
+    Atomics.store(this.#words, DISMISSED, dismissed ? 1 : 0)
+  }
+
+  get dismissed(): boolean {
+    return this.#words[DISMISSED] !== 0
+  }
+
+  /** By the worker, when it ends: `ENDED` or `LEFT`. */
+  end(state: number): void {
+    this.#words[STATE] = state
   }
 
   get state(): number {
