@@ -68,8 +68,22 @@ export function exercise(seed: Seed, files: readonly Pages[], random: Random, co
   repair(format, writable()[0]!, 'leaks', counts)
   repair(format, writable()[0]!, 'all', counts)
   tools(format, readOnly()[0]!, counts)
-  if (random() < 0.3) snapshots(format, writable()[0]!, counts)
-  if (random() < 0.3) resize(format, writable(), random, counts)
+  const stays = (what: string, work: (files: Storage[]) => void): void => {
+    const changed = writable()
+    work(changed)
+    if (sound) stillSound(what, format, changed[0]!, counts)
+  }
+  if (random() < 0.3) stays('snapshots', ([storage]) => snapshots(format, storage!, counts))
+  if (random() < 0.3) stays('bitmaps', ([storage]) => bitmaps(format, storage!, random, counts))
+  if (random() < 0.3) stays('resizing', (storages) => resize(format, storages, random, counts))
+}
+
+/** What was found to have no faults has none after the tools have changed it, whether they did all that was asked or not. */
+function stillSound(what: string, format: Format, storage: Storage, counts: Counts): void {
+  const findings = check(format, storage, 'none', counts)
+  const fault = findings?.find(({ severity }) => severity === 'corruption')
+  if (!findings) throw new Find(`it was sound, and cannot be checked after ${what}`)
+  if (fault) throw new Find(`it was sound, and is not after ${what}: ${fault.message}`)
 }
 
 /** Their texts are made clean where they are handed on: looked at in disk.ts. */
@@ -253,4 +267,24 @@ function snapshots(format: Format, storage: Storage, counts: Counts): void {
   attempt('snapshot', counts, () => snapshotTools.create(layout(), [storage], 'new'))
   for (const { id } of list.slice(0, 3))
     attempt('delete snapshot', counts, () => snapshotTools.delete(layout(), [storage], id))
+}
+
+/** Those that are there are cleared and removed; one is made in between, where there is room for it or is not. */
+function bitmaps(format: Format, storage: Storage, random: Random, counts: Counts): void {
+  const { bitmaps: tools } = format
+  if (!tools) return
+  const use = (what: string, work: (layout: unknown, files: Storage[]) => void) =>
+    attempt(what, counts, () => {
+      const opened = format.open({ storage, path: `/${storage.path}`, readOnly: false, secret: () => secret, warn })
+      work(opened.layout, [opened.storage ?? storage])
+      return true
+    })
+  const names: string[] = []
+  use('list bitmaps', (layout, files) => {
+    for (const { name } of tools.list(layout, files).slice(0, 2)) names.push(name)
+  })
+  const granularity = random() < 0.5 ? undefined : 2 ** (9 + Math.floor(random() * 16))
+  for (const name of names) use('clear bitmap', (layout, files) => tools.clear(layout, files, name))
+  use('add bitmap', (layout, files) => tools.add(layout, files, random() < 0.5 ? 'new' : undefined, granularity))
+  for (const name of names) use('remove bitmap', (layout, files) => tools.remove(layout, files, name))
 }
