@@ -93,6 +93,10 @@ t.test('workers that are not needed any more leave, and come again', async (t) =
     await sleep(1000)
     t.equal(pool.size, 2, 'one that is busy stays')
     tell(2, 4)
+    await sleep(1000)
+    tell(2, 4)
+    await sleep(100)
+    t.equal(pool.size, 2, 'behind a time without requests all are there')
     while (pool.size > 1) {
       await sleep(100)
       tell(2, 4)

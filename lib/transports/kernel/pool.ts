@@ -74,9 +74,10 @@ export class WorkerPool {
   #unmounted = false
   #failedStarts = 0
   #pressure = 0
-  /** Samples since workers were let go last, and the most workers that were busy in one of them. */
+  /** Samples since it was last decided who may go, the most workers that were busy in one of them, requests before. */
   #samples = 0
   #mostBusy = 0
+  #servedBefore = 0
 
   constructor(options: PoolOptions) {
     this.#options = options
@@ -176,14 +177,16 @@ export class WorkerPool {
   /** Starts half as many workers again where more would help, sample after sample; lets go whom nobody needs. */
   #sample(): void {
     if (this.#unmounted) return
-    this.#dismissIdle()
-    const room = this.#max - this.#running.size
+    const workers = [...this.#running.values()]
+    const busy = workers.filter(({ slot }) => slot.state === WorkerState.BUSY)
+    this.#dismissIdle(workers, busy.length)
+    const room = this.#max - workers.length
     if (room <= 0 || this.#failedStarts >= MAX_FAILED_STARTS) return
-    this.#pressure = Math.max(0, this.#pressure + (this.#needsMore() ? 1 : -1))
+    this.#pressure = Math.max(0, this.#pressure + (needsMore(workers.length, busy) ? 1 : -1))
     if (this.#pressure < SAMPLES_OF_PRESSURE) return
     this.#pressure = 0
-    for (const { slot } of this.#running.values()) slot.dismiss(false)
-    let starts = Math.min(room, Math.ceil(this.#running.size / 2))
+    for (const { slot } of workers) slot.dismiss(false)
+    let starts = Math.min(room, Math.ceil(workers.length / 2))
     for (let thread = 1; thread <= this.#max && starts > 0; thread++) {
       if (this.#running.has(thread)) continue
       this.#startWorker(thread).catch(() => {})
@@ -191,29 +194,32 @@ export class WorkerPool {
     }
   }
 
-  /** Dismisses those that no sample of a while has needed, were twice as many busy as it has seen. They end one by one. */
-  #dismissIdle(): void {
-    const workers = [...this.#running.values()]
-    this.#mostBusy = Math.max(this.#mostBusy, workers.filter(({ slot }) => slot.state === WorkerState.BUSY).length)
+  /**
+   * Now and then: dismisses those who would not have been needed, had twice as many been busy as were. They end one by
+   * one, each after its next request; where there were none at all nobody is dismissed, for they would all go when there
+   * is something to do again.
+   */
+  #dismissIdle(workers: readonly Running[], busy: number): void {
+    this.#mostBusy = Math.max(this.#mostBusy, busy)
     const { patience = DEFAULT_PATIENCE_MS } = this.#options
     if (++this.#samples * SAMPLE_INTERVAL_MS < patience) return
-    const keep = Math.max(this.#initial, 2 * this.#mostBusy)
-    for (const { slot } of workers.slice(keep)) slot.dismiss(true)
+    const { served } = this
+    const keep = served === this.#servedBefore ? this.#max : Math.max(this.#initial, 2 * this.#mostBusy)
+    for (const [i, { slot }] of workers.entries()) slot.dismiss(i >= keep)
     this.#samples = 0
     this.#mostBusy = 0
+    this.#servedBefore = served
   }
+}
 
-  /**
-   * True where the workers are busy, and either sleep in their requests (the disk makes them wait, and could have more
-   * requests under way) or leave cores idle. Two that read from the page cache keep two cores busy, and stay alone.
-   */
-  #needsMore(): boolean {
-    const workers = [...this.#running.values()]
-    const busy = workers.filter(({ slot }) => slot.state === WorkerState.BUSY)
-    if (busy.length < workers.length * BUSY_PART) return false
-    if (workers.length * 2 < availableParallelism()) return true
-    return busy.filter(({ slot }) => sleepsInRequest(slot)).length >= workers.length * SLEEPING_PART
-  }
+/**
+ * True where the workers are busy, and either sleep in their requests (the disk makes them wait, and could have more
+ * requests under way) or leave cores idle. Two that read from the page cache keep two cores busy, and stay alone.
+ */
+function needsMore(workers: number, busy: readonly Running[]): boolean {
+  if (busy.length < workers * BUSY_PART) return false
+  if (workers * 2 < availableParallelism()) return true
+  return busy.filter(({ slot }) => sleepsInRequest(slot)).length >= workers * SLEEPING_PART
 }
 
 /**
