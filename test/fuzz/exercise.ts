@@ -223,21 +223,34 @@ function opens(storage: Storage): boolean {
   }
 }
 
+/** One layer alone, as the tools of its format want it. */
+function openLayer(format: Format, storage: Storage, readOnly: boolean) {
+  const {
+    layout,
+    size,
+    storage: inside = storage,
+  } = format.open({
+    storage,
+    path: `/${storage.path}`,
+    readOnly,
+    secret: () => secret,
+    warn,
+  })
+  return { layout, size, files: [inside] }
+}
+
 function tools(format: Format, storage: Storage, counts: Counts): void {
-  const { path } = storage
   if (format.log) attempt('log', counts, () => JSON.stringify(format.log!(storage)))
-  const opened = attempt('layout', counts, () =>
-    format.open({ storage, path: `/${path}`, readOnly: true, secret: () => secret, warn }),
-  )
+  const opened = attempt('layout', counts, () => openLayer(format, storage, true))
   if (!opened) return
-  const files = [opened.storage ?? storage]
-  attempt('facts', counts, () => JSON.stringify(format.facts(opened.layout, files[0]!, files)))
+  const { layout, files } = opened
+  attempt('facts', counts, () => JSON.stringify(format.facts(layout, files[0]!, files)))
   const { bitmaps } = format
   if (!bitmaps) return
   attempt('bitmaps', counts, () => {
-    for (const { name } of bitmaps.list(opened.layout, files)) {
+    for (const { name } of bitmaps.list(layout, files)) {
       let ranges = 0
-      for (const _ of bitmaps.extents(opened.layout, files, name)) if (++ranges > 1000) break
+      for (const _ of bitmaps.extents(layout, files, name)) if (++ranges > 1000) break
     }
   })
 }
@@ -246,12 +259,11 @@ function resize(format: Format, storages: readonly Storage[], random: Random, co
   if (!format.resize) return
   const [storage] = storages
   attempt('resize', counts, () => {
-    const path = `/${storage!.path}`
-    const opened = format.open({ storage: storage!, path, readOnly: false, secret: () => secret, warn })
+    const opened = openLayer(format, storage!, false)
     const factor = [0.5, 1.5, 3, 1000][Math.floor(random() * 4)]!
     const size = Math.max(512, Math.floor((opened.size * factor) / 4096) * 4096)
     const help = { below: () => 0, zeroBehind: () => {} }
-    format.resize!(opened.layout, [opened.storage ?? storage!], size, help)
+    format.resize!(opened.layout, opened.files, size, help)
   })
   attempt('open after resize', counts, () => open(storages, true).close())
 }
@@ -260,8 +272,7 @@ function resize(format: Format, storages: readonly Storage[], random: Random, co
 function snapshots(format: Format, storage: Storage, counts: Counts): void {
   const { snapshotTools } = format
   if (!snapshotTools) return
-  const layout = () =>
-    format.open({ storage, path: `/${storage.path}`, readOnly: false, secret: () => secret, warn }).layout
+  const layout = () => openLayer(format, storage, false).layout
   const list = attempt('list snapshots', counts, () => snapshotTools.list(layout(), [storage])) ?? []
   for (const { id } of list.slice(0, 3)) attempt('apply', counts, () => snapshotTools.apply(layout(), [storage], id))
   attempt('snapshot', counts, () => snapshotTools.create(layout(), [storage], 'new'))
@@ -275,8 +286,8 @@ function bitmaps(format: Format, storage: Storage, random: Random, counts: Count
   if (!tools) return
   const use = (what: string, work: (layout: unknown, files: Storage[]) => void) =>
     attempt(what, counts, () => {
-      const opened = format.open({ storage, path: `/${storage.path}`, readOnly: false, secret: () => secret, warn })
-      work(opened.layout, [opened.storage ?? storage])
+      const { layout, files } = openLayer(format, storage, false)
+      work(layout, files)
       return true
     })
   const names: string[] = []
