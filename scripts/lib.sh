@@ -79,10 +79,8 @@ check_fuse() {
 
 # The command and the library, in dist/, where they are older than what they are made of.
 build_command() {
-  if [ -e dist/.built ] &&
-    [ -z "$(find lib package.json scripts/bundle.mjs node_modules/.package-lock.json -newer dist/.built -print -quit)" ]; then
-    return 0
-  fi
+  local sources=(lib package.json tsconfig*.json scripts/*.mjs node_modules/.package-lock.json)
+  if [ -e dist/.built ] && [ -z "$(find "${sources[@]}" -newer dist/.built -print -quit)" ]; then return 0; fi
   say 'Building'
   npm run --silent build && touch dist/.built
 }

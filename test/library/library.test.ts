@@ -3,12 +3,10 @@
 import { execFileSync } from 'node:child_process'
 import { mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import t from 'tap'
-import { must, run } from '../support/run.js'
+import { must, ROOT, run } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
-const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 t.setTimeout(300_000)
 
 const PROGRAM = `

@@ -6,14 +6,12 @@
 import { randomBytes } from 'node:crypto'
 import { existsSync, lstatSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { MiB } from '../../lib/util/sizes.js'
 import { guard, needsMounts } from '../support/mounts.js'
-import { must, run } from '../support/run.js'
+import { must, ROOT, run } from '../support/run.js'
 import { atEnd, temporaryFolder } from '../support/temp.js'
 
-const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 const MAJORS = [20, 22, 24]
 /** Registries are slow at times. */
 t.setTimeout(600_000)

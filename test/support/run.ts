@@ -64,7 +64,7 @@ export const ROOT = fileURLToPath(new URL('../../../', import.meta.url))
 /** The script of the command line under test. */
 export const CLI = join(ROOT, 'bin', 'vdiskfs.js')
 
-/** The command and the modules that a test imports are built apart: neither may be older than the sources. */
+/** The command is built apart from the modules that a test imports: it may not be older than their sources. */
 function checkBuild(): void {
   const lib = join(ROOT, 'lib')
   const built = statSync(join(ROOT, 'dist', 'cli', 'main.js'), { throwIfNoEntry: false })?.mtimeMs ?? 0

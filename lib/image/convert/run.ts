@@ -35,6 +35,9 @@ const TICK_MS = 50
 /** Time of a tick in which data is counted. */
 const COUNT_MS = 10
 
+/** What stat(2) counts in. */
+const BLOCK = 512
+
 /** How many threads besides this one a copy of so much data is worth. */
 export function workersFor(allocated: number): number {
   return allocated < SMALL ? 0 : Math.min(MAX_WORKERS, Math.max(1, availableParallelism() - 1))
@@ -49,9 +52,6 @@ export function workersForFile(path: string): number {
     return 0
   }
 }
-
-/** What stat(2) counts in. */
-const BLOCK = 512
 
 export function aborted(): VdiskError {
   return new VdiskError('IO', 'interrupted')
@@ -79,7 +79,7 @@ export class Crew {
     return this.#helpers.map((helper) => helper.copy(setup, failed))
   }
 
-  /** Ends those that never got anything to do. */
+  /** Ends those that got nothing to do; the others have ended. */
   async dismiss(): Promise<void> {
     await Promise.all(this.#helpers.map((helper) => helper.dismiss()))
   }
