@@ -3,8 +3,8 @@
  * opened in `opening.ts`, what tools do in `tools.ts`, and the format itself in `format.ts`.
  *
  * A format says what guest bytes *are* and where new ones may go; `Image` moves the bytes. A format is a `Format`
- * object (what can be done with a path: probe, open, create) and a `Driver` (what can be done with an open layer),
- * of which every thread has its own over the same shared state. What `open` finds out once, and never changes while
+ * object (what can be done with a path: probe, open, create) and a `Driver` (what can be done with an open layer; see
+ * `drivers.ts`), of which every thread has its own over the same shared state. What `open` finds out once, and never changes while
  * the image is open, is the layout: plain data that can be cloned to other threads. What does change lives in the
  * metadata cache and in the layer's record of shared numbers (`LayerContext.state`), never in a driver's fields.
  */

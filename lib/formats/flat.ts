@@ -5,6 +5,15 @@ import { type Driver, type Extent, Kind, type LayerContext } from './driver.js'
 /** Of no meaning to the format; writers of neighbouring bytes need not wait for each other. */
 const BLOCK_SIZE = 4096
 
+/** What is known of a raw image. */
+export interface FlatLayout {
+  readonly size: number
+}
+
+export function attach({ size }: FlatLayout, context: LayerContext): FlatDriver {
+  return new FlatDriver(size, context)
+}
+
 export class FlatDriver implements Driver {
   readonly size: number
   readonly blockSize = BLOCK_SIZE

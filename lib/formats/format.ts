@@ -84,7 +84,7 @@ export interface Format<Layout = unknown> {
    * @throws FORMAT, CORRUPT, UNSUPPORTED, IO
    */
   open(context: OpenContext): Opened<Layout>
-  /** A driver for the calling thread. */
+  /** A driver for the calling thread. Threads that do nothing but read and write have it from `drivers.ts`. */
   attach(layout: Layout, context: LayerContext): Driver
   /** Writes an empty image and makes it durable. @throws USAGE for options and sizes that the format cannot have. */
   create(context: CreateContext): void

@@ -2,11 +2,7 @@
 
 import { MiB } from '../util/sizes.js'
 import type { CreateContext, Format } from './driver.js'
-import { FlatDriver } from './flat.js'
-
-interface RawLayout {
-  readonly size: number
-}
+import { attach, type FlatLayout } from './flat.js'
 
 function create({ storage, size, options }: CreateContext): void {
   storage.truncate(size)
@@ -18,7 +14,7 @@ function create({ storage, size, options }: CreateContext): void {
   storage.sync()
 }
 
-export const raw: Format<RawLayout> = {
+export const raw: Format<FlatLayout> = {
   name: 'raw',
   aliases: [],
   title: 'the disk itself, with no header (a file or a block device)',
@@ -39,7 +35,7 @@ export const raw: Format<RawLayout> = {
     const size = storage.size()
     return { layout: { size }, size, state: [] }
   },
-  attach: ({ size }, context) => new FlatDriver(size, context),
+  attach,
   create,
   facts: () => ({}),
   resize(_layout, [storage], size) {

@@ -2,6 +2,7 @@
 
 import { VdiskError } from '../util/errors.js'
 import type { Format, Probe } from './driver.js'
+import { addDriver } from './drivers.js'
 import { parallels } from './parallels/format.js'
 import { qcow2 } from './qcow2/format.js'
 import { raw } from './raw.js'
@@ -10,6 +11,8 @@ import { vhdx } from './vhdx/format.js'
 
 /** In the order of detection; raw, which matches everything, comes last. */
 export const formats: readonly Format[] = [qcow2, vhdx, vhd, parallels, raw]
+
+for (const { name, attach } of formats) addDriver(name, attach)
 
 /** A format by its name or another name of it, in any case. @throws USAGE */
 export function findFormat(name: string): Format {

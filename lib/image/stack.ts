@@ -4,7 +4,7 @@
  */
 
 import type { Driver, FileRef } from '../formats/driver.js'
-import { findFormat } from '../formats/registry.js'
+import { attachDriver } from '../formats/drivers.js'
 import { Metadata } from '../metadata/metadata.js'
 import type { SharedShape } from '../metadata/shared.js'
 import type { Storage, StorageHandle } from '../storage/storage.js'
@@ -68,7 +68,7 @@ export class Stack {
 
   #attach(layer: LayerHandle, depth: number): Driver {
     const writable = depth === 0 && !this.#readOnly
-    return findFormat(layer.format).attach(layer.layout, {
+    return attachDriver(layer.format, layer.layout, {
       files: layer.files.map((file) => this.files[file]!),
       metadata: this.metadata,
       state: this.metadata.state(layer.stateStart, layer.state.length),

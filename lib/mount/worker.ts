@@ -1,7 +1,7 @@
 /** What a worker thread of the kernel transport runs: its own view of the image, shown as files, served until the end. */
 
 import { workerData } from 'node:worker_threads'
-import { Image } from '../image/image.js'
+import { attachImage } from '../image/attach.js'
 import type { ImageHandle } from '../image/stack.js'
 import { serve, type WorkerContext } from '../transports/kernel/device.js'
 import { ImageTree, type TreeSettings } from './tree.js'
@@ -13,4 +13,4 @@ export interface WorkerSetup {
 }
 
 const { image, tree, transport } = workerData as WorkerSetup & { readonly transport: WorkerContext }
-serve(transport, new ImageTree(Image.attach(image, transport.thread), tree))
+serve(transport, new ImageTree(await attachImage(image, transport.thread), tree))

@@ -14,7 +14,7 @@ import {
 import { join } from 'node:path'
 import t from 'tap'
 import { isMounted, listedAt, mountImage, needsMounts, type TestMount } from '../support/mounts.js'
-import { startVdiskfs, until, vdiskfs, vdiskfsMust } from '../support/run.js'
+import { must, startVdiskfs, until, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
 const MiB = 1 << 20
@@ -147,4 +147,21 @@ t.test('DEBUG: a request is followed through the layers by its number', needsMou
   t.match(log, new RegExp(`vdiskfs:commit #${sync} class \\d: \\d+ bytes at \\d+ of file 0\\n`))
   t.match(log, new RegExp(`vdiskfs:commit #${sync} commit \\d+ is durable\\n`))
   t.notMatch(log, /died/)
+})
+
+/** MiB of a server that does nothing, and what each worker may add to that under load. */
+const AT_REST = 75
+const PER_WORKER = 12
+
+t.test('memory does not grow with the requests that were served', needsMounts, (t) => {
+  const mount = mountNew(t)
+  const load = ['--rw=randrw', '--bsrange=4k-1M', '--direct=1', '--ioengine=libaio', '--iodepth=16', '--loops=20']
+  must('fio', ['--name=load', `--filename=${mount.raw}`, '--size=64M', '--output=/dev/null', ...load])
+  const many = ['--rw=randrw', '--bs=4k', '--direct=1', '--ioengine=libaio', '--iodepth=16', '--loops=8']
+  must('fio', ['--name=many', `--filename=${mount.raw}`, '--size=64M', '--output=/dev/null', ...many])
+  const { workers } = statisticsOf(mount)
+  const resident = Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${mount.pid}/status`, 'utf8'))![1]) / 1024
+  const most = AT_REST + PER_WORKER * workers
+  t.ok(resident <= most, `${resident.toFixed(0)} MiB with ${workers} workers, expected at most ${most}`)
+  t.end()
 })

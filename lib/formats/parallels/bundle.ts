@@ -8,49 +8,12 @@ import { basename, dirname, isAbsolute, join } from 'node:path'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { formatGuid, NIL_GUID, parseGuid } from '../../util/guid.js'
-import type {
-  CheckContext,
-  CheckTotals,
-  Driver,
-  Facts,
-  LayerContext,
-  OpenContext,
-  Opened,
-  OpenedFile,
-} from '../driver.js'
-import { FlatDriver } from '../flat.js'
-import { PartsDriver } from '../parts.js'
+import type { CheckContext, CheckTotals, Facts, OpenContext, Opened, OpenedFile } from '../driver.js'
 import { checkImage } from './check.js'
 import { type DescribedImage, type DescribedStorage, type Descriptor, readDescriptor } from './descriptor.js'
-import { ImageDriver } from './driver.js'
 import { imageFacts } from './facts.js'
 import { openExpanding } from './image.js'
-import { firstState, type ImageLayout } from './layout.js'
-
-/** A part of a layer: one file. */
-export interface PartLayout {
-  /** Guest bytes. */
-  readonly start: number
-  readonly length: number
-  /** Its place in the layer's files. */
-  readonly file: number
-  /** Its numbers among the layer's. */
-  readonly stateStart: number
-  readonly stateEnd: number
-  /** What the descriptor calls it, and what it is; undefined: a plain file. */
-  readonly name: string
-  readonly image: ImageLayout | undefined
-}
-
-export interface BundleLayout {
-  readonly kind: 'bundle'
-  readonly size: number
-  readonly snapshot: string
-  readonly top: string
-  /** GUIDs, and of each the parent's. */
-  readonly snapshots: readonly (readonly [guid: string, parent: string])[]
-  readonly parts: readonly PartLayout[]
-}
+import { type BundleLayout, firstState, type PartLayout } from './layout.js'
 
 /** As the descriptor writes them. */
 const braced = (guid: string) => `{${guid}}`
@@ -150,23 +113,6 @@ function checkPlain({ storage }: OpenedFile, length: number, hasParent: boolean,
   const message = `it has ${size} bytes, expected ${length}`
   if (!readOnly) throw new VdiskError('CORRUPT', `not opened for writing: ${message}`, { path })
   warn(`${path}: ${message}; what is missing reads as zeros`)
-}
-
-export function attachBundle({ parts }: BundleLayout, context: LayerContext): Driver {
-  return new PartsDriver(
-    parts.map((part) => ({ start: part.start, length: part.length, driver: attachPart(part, context) })),
-  )
-}
-
-function attachPart({ image, file, stateStart, stateEnd, length }: PartLayout, context: LayerContext): Driver {
-  const ref = context.files[file]!
-  const own = {
-    ...context,
-    files: [ref],
-    state: context.state.subarray(stateStart, stateEnd),
-    space: context.space?.of(ref),
-  }
-  return image ? new ImageDriver(image, own) : new FlatDriver(length, own)
 }
 
 export function bundleFacts({ snapshot, top, snapshots, parts }: BundleLayout, files: readonly Facts[]): Facts {

@@ -3,20 +3,17 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { BitmapFacts, BitmapTools, ByteRange, Format } from '../driver.js'
+import { attach } from './attach.js'
 import { addBitmap, bitmapExtents, clearBitmap, listBitmaps, removeBitmap } from './bitmaps.js'
-import { attachBundle, type BundleLayout, bundleFacts, checkBundle, openBundle, partFacts } from './bundle.js'
+import { bundleFacts, checkBundle, openBundle, partFacts } from './bundle.js'
 import { checkImage } from './check.js'
 import { createExpanding, createOptions } from './create.js'
 import { DESCRIPTOR_NAME, isDescriptor } from './descriptor.js'
-import { ImageDriver } from './driver.js'
 import { imageFacts } from './facts.js'
 import { isParallels } from './header.js'
 import { openExpanding } from './image.js'
-import { firstState, type ImageLayout } from './layout.js'
+import { firstState, type Layout, type SingleLayout } from './layout.js'
 import { resizeExpanding } from './resize.js'
-
-type SingleLayout = ImageLayout & { readonly kind: 'image' }
-type Layout = SingleLayout | BundleLayout
 
 /** The descriptor's first bytes, enough to find its root element. */
 const HEAD = 4096
@@ -102,8 +99,7 @@ export const parallels: Format<Layout> = {
     const layout: SingleLayout = { kind: 'image', ...openExpanding(storage, { readOnly, parent: false, warn }) }
     return { layout, size: layout.geometry.size, state: firstState(layout, storage.size()) }
   },
-  attach: (layout, context) =>
-    layout.kind === 'bundle' ? attachBundle(layout, context) : new ImageDriver(layout, context),
+  attach,
   create: createExpanding,
   facts: (layout, storage, files = []) =>
     layout.kind === 'bundle' ? bundleFacts(layout, partFacts(layout, files)) : imageFacts(storage),

@@ -1,4 +1,4 @@
-/** What is known of an open expanding image and never changes: its layout, and the numbers that do change, by name. */
+/** What is known of an open image or bundle and never changes: its layout; and the numbers that do change, by name. */
 
 import type { Geometry, Header } from './header.js'
 
@@ -33,6 +33,37 @@ export interface ImageLayout {
   readonly parent: boolean
   readonly extension: TrackedExtension | undefined
 }
+
+/** A part of a layer: one file. */
+export interface PartLayout {
+  /** Guest bytes. */
+  readonly start: number
+  readonly length: number
+  /** Its place in the layer's files. */
+  readonly file: number
+  /** Its numbers among the layer's. */
+  readonly stateStart: number
+  readonly stateEnd: number
+  /** What the descriptor calls it, and what it is; undefined: a plain file. */
+  readonly name: string
+  readonly image: ImageLayout | undefined
+}
+
+/** A bundle: a disk of parts. */
+export interface BundleLayout {
+  readonly kind: 'bundle'
+  readonly size: number
+  readonly snapshot: string
+  readonly top: string
+  /** GUIDs, and of each the parent's. */
+  readonly snapshots: readonly (readonly [guid: string, parent: string])[]
+  readonly parts: readonly PartLayout[]
+}
+
+export type SingleLayout = ImageLayout & { readonly kind: 'image' }
+
+/** What `Format.open` finds out. */
+export type Layout = SingleLayout | BundleLayout
 
 /** Threads whose allocations under way are known by their place; with more of them, gaps are not looked for. */
 export const INFLIGHT_SLOTS = 256

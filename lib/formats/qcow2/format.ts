@@ -1,10 +1,10 @@
 /** QCOW2, as the registry knows it. */
 
 import type { Format } from '../driver.js'
+import { attach } from './attach.js'
 import { addBitmap, bitmapExtents, clearBitmap, listBitmaps, removeBitmap } from './bitmap-tools.js'
 import { checkImage } from './check.js'
 import { createOptions, createQcow2 } from './create.js'
-import { Qcow2Driver } from './driver.js'
 import { qcow2Facts } from './facts.js'
 import { hasMagic } from './header.js'
 import type { Qcow2Layout } from './layout.js'
@@ -23,7 +23,7 @@ export const qcow2: Format<Qcow2Layout> = {
   createOptions,
   probe: ({ head }) => hasMagic(head),
   open: openQcow2,
-  attach: (layout, context) => new Qcow2Driver(layout, context),
+  attach,
   create: createQcow2,
   facts: qcow2Facts,
   bitmaps: {

@@ -1,19 +1,14 @@
 /** VHD, as the registry knows it. */
 
-import type { Driver, Format, LayerContext } from '../driver.js'
-import { FlatDriver } from '../flat.js'
+import type { Format } from '../driver.js'
+import { attach } from './attach.js'
 import { checkVhd } from './check.js'
 import { createVhd, VHD_OPTIONS } from './create.js'
-import { BlockDriver } from './driver.js'
 import { vhdFacts } from './facts.js'
 import type { VhdLayout } from './layout.js'
 import { openVhd, probeVhd, VHD } from './open.js'
 import { rebaseVhd } from './rebase.js'
 import { emptyVhd, resizeVhd } from './resize.js'
-
-function attach(layout: VhdLayout, context: LayerContext): Driver {
-  return layout.blocks ? new BlockDriver(layout, context) : new FlatDriver(layout.size, context)
-}
 
 export const vhd: Format<VhdLayout> = {
   name: VHD,

@@ -1,9 +1,9 @@
 /** VHDX, as the registry knows it. */
 
 import type { Format } from '../driver.js'
+import { attach } from './attach.js'
 import { checkVhdx } from './check.js'
 import { createVhdx, VHDX_OPTIONS } from './create.js'
-import { BlockDriver } from './driver.js'
 import { vhdxFacts } from './facts.js'
 import type { VhdxLayout } from './layout.js'
 import { describeLog } from './log-facts.js'
@@ -20,7 +20,7 @@ export const vhdx: Format<VhdxLayout> = {
   createOptions: VHDX_OPTIONS,
   probe: probeVhdx,
   open: openVhdx,
-  attach: (layout, context) => new BlockDriver(layout, context),
+  attach,
   create: createVhdx,
   facts: vhdxFacts,
   check: checkVhdx,

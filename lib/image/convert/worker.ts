@@ -2,7 +2,7 @@
 
 import { parentPort } from 'node:worker_threads'
 import { VdiskError } from '../../util/errors.js'
-import { Image } from '../image.js'
+import { attachImage } from '../attach.js'
 import type { ImageHandle } from '../stack.js'
 import { CopyControl, CopyJob, type CopySettings } from './job.js'
 
@@ -22,16 +22,16 @@ export interface CopyFailure {
   readonly message: string
 }
 
-function work({ source, target, settings, control, thread }: CopySetup): void {
-  const images = [Image.attach(source, thread), Image.attach(target, thread)] as const
+async function work({ source, target, settings, control, thread }: CopySetup): Promise<void> {
+  const images = [await attachImage(source, thread), await attachImage(target, thread)] as const
   const job = new CopyJob(...images, settings, new CopyControl(control), thread)
   while (job.step());
 }
 
 // It ends after the one message that it gets.
-parentPort!.once('message', (setup: CopySetup) => {
+parentPort!.once('message', async (setup: CopySetup) => {
   try {
-    work(setup)
+    await work(setup)
   } catch (error) {
     const code = error instanceof VdiskError ? error.code : undefined
     const message = error instanceof Error ? error.message : String(error)

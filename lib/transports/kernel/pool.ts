@@ -48,6 +48,8 @@ const BUSY_PART = 3 / 4
 const SLEEPING_PART = 1 / 2
 /** After as many workers in a row that ended before they served anything no more are started. */
 const MAX_FAILED_STARTS = 3
+/** A request leaves next to nothing behind, and without a limit each worker would keep 16 MiB for that. */
+const YOUNG_GENERATION_MB = 3
 
 interface Running {
   readonly thread: number
@@ -126,7 +128,11 @@ export class WorkerPool {
     const shared = this.#shared
     const transport: WorkerContext = { fd, thread, negotiated, shared, slots: this.#slots, cachePolicy }
     // A worker's pipes are made, and closed, outside of what Node keeps count of.
-    const worker = new Worker(entry, { workerData: { ...data?.(thread), transport }, trackUnmanagedFds: false })
+    const worker = new Worker(entry, {
+      workerData: { ...data?.(thread), transport },
+      trackUnmanagedFds: false,
+      resourceLimits: { maxYoungGenerationSizeMb: YOUNG_GENERATION_MB },
+    })
     const running: Running = { thread, slot, serving: false, error: undefined }
     this.#running.set(thread, running)
     trace('worker %d starts', thread)
