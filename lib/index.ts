@@ -18,6 +18,7 @@ export { type CompareOptions, type Comparison, compareImages as compare, type Di
 export type { CopyProgress as ConvertProgress } from './image/convert/run.js'
 export { chainInfo, type ImageInfo, imageInfo as info } from './image/info.js'
 export type { MapEntry } from './image/map.js'
+export type { Secret as Passphrase } from './image/open.js'
 export {
   type ConvertOptions,
   type CreateOptions,
@@ -29,7 +30,6 @@ export {
   formats,
   type OpenOptions,
   openImage,
-  type Passphrase,
 } from './image/public.js'
 export { type RebaseOptions, rebaseImage as rebase } from './image/rebase.js'
 export { type ResizeRequest as ResizeOptions, resizeImage as resize } from './image/resize.js'

@@ -31,7 +31,7 @@ export interface OpenContext {
    * writable and locked as the image itself, is closed with it, and becomes the next of `LayerContext.files`.
    * @throws NOT_FOUND naming every place; GATE, IN_USE, and what opening throws
    */
-  openFile?(name: string, candidates: readonly string[]): OpenedFile
+  openFile?(name: string, candidates: readonly string[], guesses?: readonly string[]): OpenedFile
   /**
    * The passphrase of this image, where it is encrypted; asks for it where need be. Undefined: it is looked at only, or
    * nobody has one; the image can be opened without, and `attach` says that there is none.
@@ -56,6 +56,11 @@ export interface ParentRequest {
   readonly name: string
   /** Absolute paths to try, best first. Each is opened through the gate only. */
   readonly candidates: readonly string[]
+  /**
+   * Where it may have been moved to. A file there may be another one, and nothing in it would tell: so it is taken only
+   * where there is none at the candidates, the user is told, and nothing is written on the strength of it.
+   */
+  readonly guesses?: readonly string[]
   /** The format that the image says it has; undefined: probe. */
   readonly format?: string | undefined
   /** The snapshot of that file which is the parent; so a file can hold its own parents. */

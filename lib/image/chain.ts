@@ -40,6 +40,8 @@ export interface ChainOptions {
   readonly syncAtClose?: boolean | undefined
   /** False: the top layer alone. */
   readonly parents: boolean
+  /** False: parents are where the images say, or nowhere. */
+  readonly guess?: boolean | undefined
   /** Gives the passphrase of layers that are encrypted. */
   readonly secret?: (() => Uint8Array | undefined) | undefined
   readonly warn: (message: string) => void
@@ -120,14 +122,15 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
   if (snapshot !== undefined && !format.snapshots)
     throw new VdiskError('USAGE', `no snapshot '${snapshot}': format ${format.name} has none inside`, { path })
   const files: Storage[] = []
-  const openFile = (name: string, candidates: readonly string[]): OpenedFile => {
-    const file = openBeside(path, name, candidates, gate, readOnly, options.syncAtClose)
+  // Where the file really is decides what is beside it; messages keep the name that the user gave.
+  const warn = (message: string) => options.warn(`${path}: ${message}`)
+  const openFile = (name: string, candidates: readonly string[], guesses?: readonly string[]): OpenedFile => {
+    const { syncAtClose } = options
+    const file = openBeside(path, { name, candidates, guesses }, gate, { readOnly, syncAtClose, warn })
     files.push(file)
     lock(file)
     return { index: files.length, storage: file }
   }
-  // Where the file really is decides what is beside it; messages keep the name that the user gave.
-  const warn = (message: string) => options.warn(`${path}: ${message}`)
   const secret = options.secret && { secret: options.secret }
   try {
     const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, ...secret, warn })
@@ -140,23 +143,34 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
   }
 }
 
-/** Opens a further file of a layer at the first of these places where there is one. @throws NOT_FOUND naming them */
+interface BesideOptions {
+  readonly readOnly: boolean
+  readonly syncAtClose?: boolean | undefined
+  readonly warn: (message: string) => void
+}
+
+/** Opens a further file of a layer at the first of its places where there is one. @throws NOT_FOUND naming them */
 export function openBeside(
   path: string,
-  name: string,
-  candidates: readonly string[],
+  {
+    name,
+    candidates,
+    guesses = [],
+  }: Pick<ParentRequest, 'name' | 'candidates'> & { guesses?: readonly string[] | undefined },
   gate: Gate,
-  readOnly: boolean,
-  syncAtClose = false,
+  { readOnly, syncAtClose = false, warn }: BesideOptions,
 ): Storage {
-  for (const candidate of candidates) {
+  const places = readOnly ? [...candidates, ...guesses] : candidates
+  for (const [i, place] of places.entries()) {
     try {
-      return gate.open(resolve(candidate), readOnly, syncAtClose)
+      const storage = gate.open(resolve(place), readOnly, syncAtClose)
+      if (i >= candidates.length) warn(`its part '${name}' is not there: taken for ${place}`)
+      return storage
     } catch (error) {
       if (!(error instanceof VdiskError) || error.code !== 'NOT_FOUND') throw error
     }
   }
-  throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: ${whereLooked(candidates)}`, { path })
+  throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: ${whereLooked(places)}`, { path })
 }
 
 function whereLooked(places: readonly string[]): string {
@@ -197,7 +211,10 @@ function openParent(layers: readonly Child[], request: ParentRequest, gate: Gate
     throw new VdiskError('CORRUPT', `a chain of more than ${MAX_LAYERS} images`, { path: layers[0]!.path })
   const tried: string[] = []
   let refused: unknown
-  for (const candidate of request.candidates) {
+  const { candidates, guesses = [] } = request
+  for (const [i, candidate] of [...candidates, ...guesses].entries()) {
+    const guessed = i >= candidates.length
+    if (guessed && (options.guess === false || refused !== undefined)) break
     let layer: Layer | undefined
     try {
       layer = tryParent(layers, request, candidate, gate, options)
@@ -209,6 +226,7 @@ function openParent(layers: readonly Child[], request: ParentRequest, gate: Gate
       tried.push(absent ? candidate : `${candidate} (${withoutPath(error, candidate)})`)
       continue
     }
+    if (guessed) options.warn(guessText(child.path, request.name, candidate))
     return layer
   }
   const code = refused instanceof VdiskError ? refused.code : 'NOT_FOUND'
@@ -216,6 +234,11 @@ function openParent(layers: readonly Child[], request: ParentRequest, gate: Gate
     path: child.path,
     cause: refused,
   })
+}
+
+function guessText(path: string, name: string, guess: string): string {
+  const remedy = `vdiskfs rebase -u -b ${guess} says so`
+  return `${path}: its parent '${name}' is not there: taken for ${guess}, which nothing tells; ${remedy}`
 }
 
 function tryParent(

@@ -57,17 +57,18 @@ export function checkImage(path: string, request: CheckRequest = {}): CheckRepor
     const format = request.format === undefined ? detectFormat(storage) : findFormat(request.format)
     const gate = new Gate(file, request.backingDirs ?? [])
     const report = new Findings()
+    const warnOf = (message: string) => warn(`${path}: ${message}`)
     const totals = format.check?.({
       storage,
       path: realpathSync(file),
       readOnly,
       repair,
-      warn: (message) => warn(`${path}: ${message}`),
+      warn: warnOf,
       found: (finding) => report.add(finding),
       lookForParent: (request) => lookForParent({ path: file, storage, snapshot: undefined }, request, gate),
-      openFile: (name, candidates) => ({
+      openFile: (name, candidates, guesses) => ({
         index: storages.length,
-        storage: take(openBeside(file, name, candidates, gate, readOnly)),
+        storage: take(openBeside(file, { name, candidates, guesses }, gate, { readOnly, warn: warnOf })),
       }),
     })
     if (!readOnly) for (const changed of storages) changed.sync()

@@ -40,7 +40,7 @@ export interface CommitOptions {
  */
 export function commitImage(path: string, options: CommitOptions = {}): { parent: string; written: number } {
   const { format, backingDirs = [], secret, warn } = options
-  const parent = parentOf(path, { ...chainOptions({ readOnly: true, format, backingDirs, lock: false }) })
+  const parent = parentOf(path, { ...chainOptions({ readOnly: true, format, backingDirs, lock: false, guess: false }) })
   const writing = chainOptions({ readOnly: false, format, backingDirs, secret, ...(warn && { warn }) })
   const layers = openChain(path, { ...writing, parents: false })
   try {

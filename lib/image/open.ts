@@ -15,12 +15,14 @@ const SECTOR = 512
 
 export const DEFAULT_CACHE_SIZE = 32 * MiB
 
-/** A passphrase, or where it comes from. */
-export type Secret = Uint8Array | (() => Uint8Array | undefined)
+/** A passphrase: text (in UTF-8), bytes, or a function that is called where an image is encrypted. */
+export type Secret = string | Uint8Array | (() => Uint8Array | undefined)
 
 /** The function that a format is given. It asks once, whatever the number of layers. */
 export function secretFunction(secret: Secret | undefined): (() => Uint8Array | undefined) | undefined {
-  if (typeof secret !== 'function') return secret && (() => secret)
+  if (secret === undefined) return undefined
+  if (typeof secret === 'string') return () => Buffer.from(secret)
+  if (typeof secret !== 'function') return () => secret
   let asked: { readonly bytes: Uint8Array | undefined } | undefined
   return () => {
     asked ??= { bytes: secret() }
@@ -41,6 +43,8 @@ export interface OpenOptions {
   readonly cacheSize?: number
   /** Threads that may attach, this one included; default 1. */
   readonly threads?: number
+  /** False: a parent that is not where its child says is missing, though one of that name is beside the child. */
+  readonly guess?: boolean
   /** False: no lock is taken. For looking at an image that may be in use. */
   readonly lock?: boolean
   /** What is written is durable when the image was closed, and not before: `flush` promises nothing. */
@@ -63,6 +67,7 @@ export function chainOptions(options: OpenOptions): ChainOptions {
     backingDirs: options.backingDirs ?? [],
     lock: options.lock ?? true,
     parents: true,
+    guess: options.guess,
     syncAtClose: options.syncAtClose,
     secret: secretFunction(options.secret),
     warn: (message) => options.warn?.(printable(message)),

@@ -9,12 +9,6 @@ import type { Image } from './image.js'
 import { type MapEntry, runs } from './map.js'
 import { openImage as open, type Secret } from './open.js'
 
-/** A passphrase: text (in UTF-8), bytes, or a function that is called where an image is encrypted. */
-export type Passphrase = string | Secret
-
-const bytesOf = (passphrase: Passphrase | undefined): Secret | undefined =>
-  typeof passphrase === 'string' ? Buffer.from(passphrase) : passphrase
-
 /** Options of a format: `{ block_size: '1M', subformat: 'fixed' }`, or `['block_size=1M']`. */
 export type FormatOptions = readonly string[] | Readonly<Record<string, Exclude<OptionValue, undefined>>>
 
@@ -34,7 +28,7 @@ export interface OpenOptions {
   /** A snapshot in the image, by name or id, instead of its newest state. It can be read only. */
   readonly snapshot?: string
   /** The passphrase of the image, where it is encrypted. */
-  readonly secret?: Passphrase
+  readonly secret?: Secret
   /** Folders besides the image's own from which files that it names (parents, data files) may be opened. */
   readonly backingDirs?: readonly string[]
   /** Bytes of the metadata cache; default 32 MiB, at least 1 MiB. */
@@ -158,14 +152,12 @@ export class Disk {
  * @throws VdiskError with one line that names the file; nothing stays open or locked then
  */
 export function openImage(path: string, options: OpenOptions = {}): Disk {
-  return new Disk(open(path, { ...options, secret: bytesOf(options.secret) }))
+  return new Disk(open(path, options))
 }
 
-export interface CreateOptions extends Omit<Creation, 'options' | 'secret' | 'durable'> {
+export interface CreateOptions extends Omit<Creation, 'options' | 'durable' | 'mode'> {
   /** What `vdiskfs create --help` lists for the format. */
   readonly options?: FormatOptions
-  /** The passphrase of the new image, where the options say that it is encrypted. */
-  readonly secret?: Passphrase
 }
 
 /**
@@ -173,16 +165,13 @@ export interface CreateOptions extends Omit<Creation, 'options' | 'secret' | 'du
  * @returns the size of the new disk in bytes: some formats round it up
  * @throws USAGE, EXISTS, and what opening the parent throws; nothing stays behind then
  */
-export function createImage(path: string, { options, secret, ...rest }: CreateOptions): number {
-  return create(path, { ...rest, options: textsOf(options), secret: bytesOf(secret) })
+export function createImage(path: string, { options, ...rest }: CreateOptions): number {
+  return create(path, { ...rest, options: textsOf(options) }).size
 }
 
-export interface ConvertOptions extends Omit<Conversion, 'options' | 'secret' | 'targetSecret'> {
+export interface ConvertOptions extends Omit<Conversion, 'options'> {
   /** What `vdiskfs create --help` lists for the target's format. */
   readonly options?: FormatOptions
-  /** The passphrase of the source, and of the target where it has none of its own. */
-  readonly secret?: Passphrase
-  readonly targetSecret?: Passphrase
 }
 
 /**
@@ -192,9 +181,7 @@ export interface ConvertOptions extends Omit<Conversion, 'options' | 'secret' | 
  * @throws VdiskError: USAGE where source and target are one file, and what opening, creating, reading and writing throw
  */
 export function convert(source: string, target: string, options: ConvertOptions = {}): Promise<void> {
-  const { options: given, secret, targetSecret, ...rest } = options
-  const secrets = { secret: bytesOf(secret), targetSecret: bytesOf(targetSecret) }
-  return convertImage(source, target, { ...rest, ...secrets, options: textsOf(given) })
+  return convertImage(source, target, { ...options, options: textsOf(options.options) })
 }
 
 /** A format that this program knows. */

@@ -88,7 +88,7 @@ function refuseDescendant(path: string, backing: Backing, { backingDirs = [], se
 function bringUp(path: string, backing: Backing | undefined, options: RebaseOptions): void {
   const { format, backingDirs = [], secret, warn, onProgress } = options
   const opening = { backingDirs, secret, ...(warn && { warn }) }
-  const image = openImage(path, { ...opening, readOnly: false, format })
+  const image = openImage(path, { ...opening, readOnly: false, format, guess: false })
   try {
     const below = backing && openImage(backing.path, { ...opening, readOnly: true, format: backing.format })
     try {

@@ -1,6 +1,16 @@
 /** Committing into the parent, and putting an image over another one: content, and what every failure leaves. */
 
-import { copyFileSync, cpSync, existsSync, mkdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { formats } from '../../lib/formats/registry.js'
@@ -11,6 +21,7 @@ import { openImage } from '../../lib/image/open.js'
 import { rebaseImage } from '../../lib/image/rebase.js'
 import { resizeImage } from '../../lib/image/resize.js'
 import { FileStorage } from '../../lib/storage/file-storage.js'
+import { bundleXml, guid, NIL } from '../formats/parallels/bundles.js'
 import { must, vdiskfs } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
@@ -28,6 +39,16 @@ const OPTIONS: Readonly<Record<string, readonly string[]>> = {
 }
 const FORMATS = Object.keys(OPTIONS).filter((name) => formats.some((format) => format.name === name))
 const QEMU: Readonly<Record<string, string>> = { vhd: 'vpc', vhdx: 'vhdx', qcow2: 'qcow2' }
+
+/** A bundle of one plain part, all threes. */
+function plainBundle(folder: string, size: number): void {
+  const id = guid(1)
+  mkdirSync(folder)
+  writeFileSync(join(folder, 'disk.hds'), Buffer.alloc(size, 3))
+  const storage = { start: 0, end: size / 512, images: [[id, 'Plain', 'disk.hds']] as const }
+  const xml = bundleXml({ sectors: size / 512, storages: [storage], shots: [[id, NIL]], topGuid: id })
+  writeFileSync(join(folder, 'DiskDescriptor.xml'), xml)
+}
 
 function content(path: string): Buffer {
   const warnings: string[] = []
@@ -280,3 +301,49 @@ function failing(n: number, work: () => void): boolean {
     for (const [kind, original] of originals) prototype[kind] = original
   }
 }
+
+t.test('a backing file that is only beside the image is read, and said, and nothing else', (t) => {
+  const folder = temporaryFolder(t)
+  const at = (...names: string[]) => join(folder, ...names)
+  mkdirSync(at('gone'))
+  createImage(at('gone', 'base.qcow2'), { format: 'qcow2', size: MiB })
+  createImage(at('over.qcow2'), { format: 'qcow2', backing: at('gone', 'base.qcow2') })
+  must('qemu-io', ['-c', 'write -P 7 0 64k', at('over.qcow2')])
+  // Another image of the same name.
+  createImage(at('base.qcow2'), { format: 'qcow2', size: MiB })
+  must('qemu-io', ['-c', 'write -P 5 64k 64k', at('base.qcow2')])
+  const other = readFileSync(at('base.qcow2'))
+  rmSync(at('gone'), { recursive: true })
+  const warnings: string[] = []
+  const image = openImage(at('over.qcow2'), { readOnly: true, warn: (text) => warnings.push(text) })
+  const bytes = Buffer.alloc(1)
+  image.read(bytes, 0, 1, 64 * KiB)
+  image.close()
+  t.equal(bytes[0], 5)
+  t.match(warnings, [/parent '.*gone\/base\.qcow2' is not there: taken for .*\/base\.qcow2, .*rebase -u -b/])
+  t.throws(() => commitImage(at('over.qcow2')), { code: 'NOT_FOUND', message: /gone\/base\.qcow2/ })
+  t.throws(() => rebaseImage(at('over.qcow2'), { backing: undefined }), { code: 'NOT_FOUND' })
+  t.ok(readFileSync(at('base.qcow2')).equals(other))
+  rebaseImage(at('over.qcow2'), { backing: at('base.qcow2'), unsafe: true })
+  commitImage(at('over.qcow2'))
+  must('qemu-io', ['-r', '-c', 'read -P 7 0 64k', '-c', 'read -P 5 64k 64k', at('base.qcow2')])
+  t.end()
+})
+
+t.test('a bundle as a parent', (t) => {
+  const folder = temporaryFolder(t)
+  const at = (...names: string[]) => join(folder, ...names)
+  plainBundle(at('disk.hdd'), MiB)
+  createImage(at('over.qcow2'), { format: 'qcow2', backing: at('disk.hdd') })
+  t.equal(
+    content(at('over.qcow2')).every((byte) => byte === 3),
+    true,
+  )
+  createImage(at('alone.qcow2'), { format: 'qcow2', size: MiB })
+  rebaseImage(at('alone.qcow2'), { backing: at('disk.hdd') })
+  t.equal(
+    content(at('alone.qcow2')).every((byte) => byte === 0),
+    true,
+  )
+  t.end()
+})

@@ -77,8 +77,13 @@ assert.deepEqual(check('base.vhd').findings, [])
 // An encrypted image.
 createImage('secret.qcow2', { format: 'qcow2', size: MiB, options: { 'encrypt.format': 'luks', 'encrypt.iter-time': 10 }, secret: 'geheim' })
 assert.throws(() => openImage('secret.qcow2', { secret: 'falsch' }), { code: 'ACCESS' })
-using secret = openImage('secret.qcow2', { secret: 'geheim' })
-secret.write(Buffer.from('hidden'), 0)
+{
+  using secret = openImage('secret.qcow2', { secret: 'geheim' })
+  secret.write(Buffer.from('hidden'), 0)
+}
+resize('secret.qcow2', { size: 2 * MiB, secret: 'geheim' })
+createImage('over.qcow2', { format: 'qcow2', backing: 'secret.qcow2' })
+rebase('over.qcow2', { backing: undefined, secret: 'geheim' })
 console.log('all is well')
 `
 

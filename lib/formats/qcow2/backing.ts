@@ -27,11 +27,14 @@ function pathOf(name: string, what: string, image: string): string {
   return resolve(dirname(image), text)
 }
 
-/** Where a name says, and beside the image. */
-export function places(name: string, what: string, image: string): string[] {
+/** Where a name says; and beside the image, where the file would be if both were moved. */
+export function places(name: string, what: string, image: string): { candidates: string[]; guesses: string[] } {
   const path = pathOf(name, what, image)
   const beside = resolve(dirname(image), basename(path))
-  return [path, beside].filter((place, i, all) => place !== image && all.indexOf(place) === i)
+  return {
+    candidates: path === image ? [] : [path],
+    guesses: beside === image || beside === path ? [] : [beside],
+  }
 }
 
 /** @param image absolute path */
@@ -43,7 +46,7 @@ export function parentRequest(header: Header, image: string): ParentRequest | un
   const format = given === undefined || given === '' ? undefined : (FORMAT_NAMES[given] ?? given)
   return {
     name,
-    candidates: places(name, 'backing file', image),
+    ...places(name, 'backing file', image),
     format,
     verify(parent, warn) {
       if (format === undefined)

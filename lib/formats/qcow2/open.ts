@@ -118,7 +118,8 @@ function openDataFile(context: OpenContext, header: Header): OpenedFile | undefi
     throw new VdiskError('CORRUPT', 'its data is in another file, which it does not name', { path: storage.path })
   if (!context.openFile)
     throw new VdiskError('UNSUPPORTED', `its data is in another file, '${name}'`, { path: storage.path })
-  return context.openFile(name, places(name, 'data file', path))
+  const { candidates, guesses } = places(name, 'data file', path)
+  return context.openFile(name, candidates, guesses)
 }
 
 interface Circumstances {
