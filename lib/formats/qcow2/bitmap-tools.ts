@@ -151,6 +151,8 @@ export function addBitmap(storage: Storage, wanted: string | undefined, granular
     const { header, shape, directory } = edit.structure
     const { bitmaps } = directory
     if (header.version < 3) throw new VdiskError('UNSUPPORTED', 'images of version 2 can have no bitmaps', { path })
+    // QEMU would not open it any more.
+    if (header.size === 0) throw new VdiskError('USAGE', 'a disk of 0 bytes can have no bitmap', { path })
     const name = wanted ?? freeName(bitmaps)
     const length = Buffer.byteLength(name)
     if (length === 0 || length > MAX_BITMAP_NAME)

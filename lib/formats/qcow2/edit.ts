@@ -40,10 +40,10 @@ export class Edit {
   #cursor = 1
 
   /**
-   * @param without the id of a snapshot that is not looked at: what it refers to is leaked
+   * @param without the number of a snapshot that is not looked at: what it refers to is leaked
    * @throws CORRUPT where the image has faults, besides leaked clusters
    */
-  constructor(storage: Storage, without?: string) {
+  constructor(storage: Storage, without?: number) {
     this.#storage = storage
     const { path } = storage
     const fail = (fault: Pick<Fault, 'message'>): never => {
@@ -212,8 +212,8 @@ export class Edit {
 
 const STEP = 4096
 
-function leavingOut(structure: Structure, id: string | undefined): Structure {
-  if (id === undefined) return structure
+function leavingOut(structure: Structure, snapshot: number | undefined): Structure {
+  if (snapshot === undefined) return structure
   const { snapshots, length } = structure.snapshots
-  return { ...structure, snapshots: { snapshots: snapshots.filter((snapshot) => snapshot.id !== id), length } }
+  return { ...structure, snapshots: { snapshots: snapshots.toSpliced(snapshot, 1), length } }
 }

@@ -131,7 +131,7 @@ export function readHeader(storage: Storage): Header {
   if (got < needed) throw new VdiskError('CORRUPT', `the file ends inside of the header, at byte ${got}`, place)
   const base = HEADER_V2.read(fixed, 0, place)
   const more = version === 2 ? VERSION_2 : HEADER_V3.read(fixed, V2_LENGTH, place)
-  checkShape(base.clusterBits, more, place)
+  checkShape(base.clusterBits, version, more, place)
   const clusterSize = 2 ** base.clusterBits
   const { headerLength } = more
   if (headerLength > clusterSize)
@@ -170,6 +170,7 @@ const VERSION_2 = {
 
 function checkShape(
   clusterBits: number,
+  version: number,
   { refcountOrder, headerLength }: { refcountOrder: number; headerLength: number },
   place: Place,
 ): void {
@@ -178,7 +179,7 @@ function checkShape(
     throw new VdiskError('CORRUPT', `the header's cluster_bits is ${clusterBits}: expected ${min} to ${max}`, place)
   if (refcountOrder > MAX_REFCOUNT_ORDER)
     throw new VdiskError('CORRUPT', `the header's refcount_order is ${refcountOrder}: expected 0 to 6`, place)
-  if (headerLength !== V2_LENGTH && (headerLength < V3_LENGTH || headerLength % 8 !== 0))
+  if (version > 2 && (headerLength < V3_LENGTH || headerLength % 8 !== 0))
     throw new VdiskError(
       'CORRUPT',
       `the header's header_length is ${headerLength}: expected a multiple of 8 from ${V3_LENGTH} on`,

@@ -193,8 +193,12 @@ export function encodeSnapshots(snapshots: readonly Snapshot[]): Uint8Array {
 
 /** By id first, then by name, as QEMU looks for them. @throws NOT_FOUND */
 export function findSnapshot(snapshots: readonly Snapshot[], wanted: string, path: string): Snapshot {
-  const found = snapshots.find(({ id }) => id === wanted) ?? snapshots.find(({ name }) => name === wanted)
-  if (found) return found
+  const found = snapshots.filter(({ id, name }) => id === wanted || name === wanted)
+  if (found.length === 1) return found[0]!
+  if (found.length > 1) {
+    const list = found.slice(0, SHOWN).map(({ id, name }) => `ID ${id} '${name}'`)
+    throw new VdiskError('USAGE', `'${wanted}' could be any of its snapshots ${list.join(', ')}`, { path })
+  }
   const names = snapshots.slice(0, SHOWN).map(({ name }) => name)
   if (snapshots.length > SHOWN) names.push('…')
   throw new VdiskError('NOT_FOUND', `no snapshot '${wanted}'; it has: ${names.join(', ') || 'none'}`, { path })

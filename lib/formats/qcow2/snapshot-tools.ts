@@ -31,10 +31,10 @@ export function listSnapshots(storage: Storage): SnapshotFacts[] {
   }))
 }
 
-/** The L1 table, whose entries are nobody's own: without COPIED. */
-function sharedTable(storage: Storage, offset: number, entries: number): Buffer {
-  const table = Buffer.alloc(entries * ENTRY_BYTES)
-  storage.read(table, 0, table.length, offset)
+/** The L1 table, whose entries are nobody's own: without COPIED; with empty entries behind its own where there is room. */
+function sharedTable(storage: Storage, offset: number, entries: number, room = entries): Buffer {
+  const table = Buffer.alloc(room * ENTRY_BYTES)
+  storage.read(table, 0, entries * ENTRY_BYTES, offset)
   for (let at = 0; at < table.length; at += ENTRY_BYTES) {
     const high = table.readUInt32BE(at)
     if ((high & COPIED) !== 0) table.writeUInt32BE((high & ~COPIED) >>> 0, at)
@@ -121,8 +121,10 @@ function apply(storage: Storage, found: Snapshot): void {
         path: storage.path,
       },
     )
-  const l1TableOffset = edit.place(sharedTable(storage, found.l1TableOffset, Math.max(1, l1Size)))
-  const header: Header = { ...structure.header, size, l1Size: Math.max(1, l1Size), l1TableOffset }
+  // Not even a disk of no bytes goes without a table.
+  const room = Math.max(1, l1Size)
+  const l1TableOffset = edit.place(sharedTable(storage, found.l1TableOffset, l1Size, room))
+  const header: Header = { ...structure.header, size, l1Size: room, l1TableOffset }
   edit.commit({ ...structure, header, shape: shapeOf(header) }, () => writeDiskFields(storage, header))
 }
 
@@ -132,21 +134,19 @@ function apply(storage: Storage, found: Snapshot): void {
  * @throws NOT_FOUND, CORRUPT
  */
 export function deleteSnapshot(storage: Storage, wanted: string): void {
-  const found = findSnapshot(readSnapshots(storage, readHeader(storage)).snapshots, wanted, storage.path)
+  const { snapshots } = readSnapshots(storage, readHeader(storage))
+  const found = snapshots.indexOf(findSnapshot(snapshots, wanted, storage.path))
   try {
     remove(storage, found, new Edit(storage))
   } catch (error) {
     if (!(error instanceof VdiskError) || error.code !== 'CORRUPT') throw error
-    remove(storage, found, new Edit(storage, found.id))
+    remove(storage, found, new Edit(storage, found))
     checkImage(storage, { repair: 'leaks', found: () => {} })
   }
 }
 
-function remove(storage: Storage, found: Snapshot, edit: Edit): void {
+function remove(storage: Storage, found: number, edit: Edit): void {
   const { snapshots } = edit.structure.snapshots
-  const next = withSnapshots(
-    edit,
-    snapshots.filter(({ id }) => id !== found.id),
-  )
+  const next = withSnapshots(edit, snapshots.toSpliced(found, 1))
   edit.commit(next, () => writeSnapshotFields(storage, next.header))
 }

@@ -46,6 +46,12 @@ function storageOf(bytes: Uint8Array): MemoryStorage {
   return MemoryStorage.create({ contents, path: 'x.qcow2' })
 }
 
+t.test('a length that only version 2 has', async (t) => {
+  const bytes = Buffer.from(V3)
+  bytes.writeUInt32BE(72, 100)
+  t.throws(() => readHeader(storageOf(bytes)), { code: 'CORRUPT', message: /header_length is 72: expected a multiple/ })
+})
+
 t.test('version 2', async (t) => {
   const header = readHeader(storageOf(V2))
   t.match(header, {

@@ -4,8 +4,10 @@ import t from 'tap'
 import { checkImage as checkStorage } from '../../../lib/formats/qcow2/check.js'
 import { qcow2 } from '../../../lib/formats/qcow2/format.js'
 import { createSnapshot as createIn, listSnapshots as listIn } from '../../../lib/formats/qcow2/snapshot-tools.js'
+import { addBitmap } from '../../../lib/image/bitmaps.js'
 import { checkImage } from '../../../lib/image/check.js'
 import { openImage, openStorages } from '../../../lib/image/open.js'
+import { resizeImage } from '../../../lib/image/resize.js'
 import { applySnapshot, createSnapshot, deleteSnapshot, listSnapshots } from '../../../lib/image/snapshots.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Recorder } from '../../../lib/storage/recording.js'
@@ -297,4 +299,51 @@ t.test('65,536 snapshots of a table that lies in a hole', async (t) => {
   storage.write(Buffer.alloc(65536 * 48, entry), 0, 65536 * 48, MiB)
   t.equal(listIn(storage).length, 65536)
   t.throws(() => createIn(storage, 'more'), { code: /NO_SPACE|CORRUPT/ })
+})
+
+t.test('a word that is the ID of one snapshot and the name of another', (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, '1M')
+  for (const name of ['alpha', '1']) must('qemu-img', ['snapshot', '-c', name, path])
+  for (const change of [deleteSnapshot, applySnapshot])
+    t.throws(() => change(path, '1'), {
+      code: 'USAGE',
+      message: "'1' could be any of its snapshots ID 1 'alpha', ID 2 '1'",
+    })
+  deleteSnapshot(path, '2')
+  t.same(
+    listSnapshots(path).map(({ name }) => name),
+    ['alpha'],
+  )
+  t.end()
+})
+
+t.test('one of two snapshots of the same ID', (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, '1M')
+  for (const name of ['one', 'two']) must('qemu-img', ['snapshot', '-c', name, path])
+  const bytes = readFileSync(path)
+  bytes[bytes.indexOf('2two')] = '1'.charCodeAt(0)
+  writeFileSync(path, bytes)
+  deleteSnapshot(path, 'two')
+  t.equal(qemuCheck(path).code, 0)
+  t.same(
+    listSnapshots(path).map(({ name }) => name),
+    ['one'],
+  )
+  t.end()
+})
+
+t.test('a disk of 0 bytes', (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, '0')
+  createSnapshot(path, 'empty')
+  t.throws(() => addBitmap(path, 'b', undefined), { code: 'USAGE', message: /a disk of 0 bytes can have no bitmap/ })
+  t.equal(qemuCheck(path).code, 0)
+  resizeImage(path, { size: MiB })
+  io(path, 'write -P 1 0 64k')
+  applySnapshot(path, 'empty')
+  t.equal(qemuCheck(path).code, 0)
+  t.equal(qemuInfo(path)['virtual-size'], 0)
+  t.end()
 })
