@@ -24,7 +24,9 @@ export const Exit = { DONE: 0, FAILED: 1, USAGE: 2 } as const
 export async function main(argv: readonly string[], io: Io): Promise<number> {
   try {
     debug('%o', argv)
-    return await dispatch(argv, io)
+    const code = await dispatch(argv, io)
+    await io.end?.()
+    return code
   } catch (error) {
     debug('%O', error)
     io.err(`vdiskfs: ${errorLine(error)}\n`)
