@@ -9,7 +9,7 @@ import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
-import { closeLayers, openChain } from './chain.js'
+import { closeLayers, imageFile, openChain } from './chain.js'
 import { chainOptions, type Secret, secretFunction } from './open.js'
 
 export interface CreateOptions {
@@ -28,27 +28,36 @@ export interface CreateOptions {
   readonly secret?: Secret | undefined
   /** False: its name, and what is written to it, need not be durable yet. */
   readonly durable?: boolean
+  /** Permission bits of its file, before the umask; default: all may read and write. */
+  readonly mode?: number
+}
+
+export interface Created {
+  /** Bytes of the new disk. */
+  readonly size: number
+  /** Further files that the image names as its own. */
+  readonly others: readonly string[]
 }
 
 /**
  * Makes a new, empty image and makes it durable. Never touches a file that exists.
- * @returns the size of the new disk in bytes
  * @throws USAGE, EXISTS, and what opening the parent throws; nothing stays behind then.
  */
-export function createImage(path: string, request: CreateOptions): number {
+export function createImage(path: string, request: CreateOptions): Created {
   const format = findFormat(request.format)
   const options = parseOptions(format.name, format.createOptions, request.options ?? [])
   const backing = request.backing === undefined ? undefined : openBacking(format, request)
   const size = request.size ?? backing?.size
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
   const durable = request.durable ?? true
-  const storage = openFile(path, { readOnly: false, create: true, syncAtClose: !durable })
+  const mode = request.mode === undefined ? {} : { mode: request.mode }
+  const storage = openFile(path, { readOnly: false, create: true, syncAtClose: !durable, ...mode })
   try {
     lockImage(storage, { write: true })
     const secret = secretFunction(request.secret)
     format.create({ storage, path: resolve(path), size, options, ...(secret && { secret }), backing })
     storage.sync()
-    const created = sizeOf(storage, resolve(path), format)
+    const created = lookAt(storage, resolve(path), format)
     if (durable) syncFolder(path)
     return created
   } catch (error) {
@@ -59,15 +68,16 @@ export function createImage(path: string, request: CreateOptions): number {
   }
 }
 
-/** The size of the disk that was made. The files that it names are those that the user has named. */
-function sizeOf(storage: Storage, path: string, format: Format): number {
+/** What was made. The files that it names are those that the user has named. */
+function lookAt(storage: Storage, path: string, format: Format): Created {
   const files: Storage[] = []
   const openNamed = (_name: string, candidates: readonly string[]) => {
     files.push(openFile(candidates[0]!, { readOnly: true }))
     return { index: files.length, storage: files.at(-1)! }
   }
   try {
-    return format.open({ storage, path, readOnly: true, openFile: openNamed, warn: () => {} }).size
+    const { size } = format.open({ storage, path, readOnly: true, openFile: openNamed, warn: () => {} })
+    return { size, others: files.map((file) => file.path) }
   } finally {
     for (const file of files) file.close()
   }
@@ -81,11 +91,12 @@ function openBacking(format: Format, request: CreateOptions): Backing {
 
 /** Looks at a parent, its own parents included, so that no image is ever made over a broken chain. */
 export function backingAt(
-  path: string,
+  named: string,
   format: string | undefined,
   options: { readonly backingDirs?: readonly string[]; readonly parents?: boolean } = {},
 ): Backing {
   const { backingDirs = [], parents = true } = options
+  const path = imageFile(named)
   const chain = chainOptions({ readOnly: true, format, lock: false, backingDirs })
   const layers = openChain(path, { ...chain, parents })
   try {

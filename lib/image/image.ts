@@ -82,11 +82,6 @@ export class Image {
     return this.#files.map(({ storage }) => storage.path)
   }
 
-  /** Those of the top layer. */
-  get ownPaths(): readonly string[] {
-    return this.#shape.layers[0]!.files.map((file) => this.#files[file]!.storage.path)
-  }
-
   /**
    * Reads `length` bytes of the disk at `offset` into `buffer` from index `at` on.
    * @throws RANGE beyond the end, IO, CORRUPT

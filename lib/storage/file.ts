@@ -9,6 +9,8 @@ export interface OpenOptions {
   readonly readOnly?: boolean
   /** Makes a new file, readable and writable; EXISTS where there is something of that name already. */
   readonly create?: boolean
+  /** Permission bits of a new file, before the umask; default: all may read and write. */
+  readonly mode?: number
   /**
    * `sync` does nothing, and closing syncs: for a file of which nothing counts unless all of it does, such as the
    * target of a copy.
@@ -49,7 +51,7 @@ export function openFile(path: string, options: OpenOptions = {}): FileStorage {
       checkKind(stats, path)
       if (stats.isBlockDevice() && !readOnly) flags |= constants.O_EXCL
     }
-    fd = uninterrupted(() => openSync(path, flags | constants.O_NONBLOCK | constants.O_NOCTTY, 0o666))
+    fd = uninterrupted(() => openSync(path, flags | constants.O_NONBLOCK | constants.O_NOCTTY, options.mode))
     checkKind(fstatSync(fd), path)
     return new FileStorage(fd, path, readOnly, true, options.syncAtClose === true && !readOnly)
   } catch (error) {

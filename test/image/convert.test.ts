@@ -2,12 +2,18 @@
 
 import { createHash } from 'node:crypto'
 import {
+  chownSync,
   closeSync,
+  existsSync,
   linkSync,
+  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
+  rmSync,
   statSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
   writeSync,
@@ -19,7 +25,7 @@ import { type ConvertOptions, convert } from '../../lib/image/convert/convert.js
 import { eachRun } from '../../lib/image/convert/zeros.js'
 import { createImage } from '../../lib/image/create.js'
 import { openImage } from '../../lib/image/open.js'
-import { must, run, startVdiskfs, until, vdiskfs } from '../support/run.js'
+import { CLI, must, run, startVdiskfs, until, vdiskfs } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
 // A busy machine is no fault of the program.
@@ -236,4 +242,77 @@ t.test('compare, beside qemu-img', async (t) => {
   }
   t.same(compareImages(raw, other).difference, { what: 'content', offset: 3 * MiB + 5 })
   t.equal(vdiskfs(['compare', '-q', raw, other]).out, '')
+})
+
+t.test('the old target: its owner and permissions stay, of a link the file that it leads to', async (t) => {
+  const folder = temporaryFolder(t)
+  const source = rawDisk(folder)
+  const old = join(folder, 'private', 'n'.repeat(250))
+  mkdirSync(join(folder, 'private'))
+  writeFileSync(old, 'old', { mode: 0o640 })
+  if (process.getuid!() === 0) chownSync(old, 1, 2)
+  const link = join(folder, 'link')
+  symlinkSync(old, link)
+  const before = statSync(old)
+  await convert(source, link, { format: 'raw' })
+  t.equal(readlinkSync(link), old)
+  const { mode, uid, gid, ino } = statSync(old)
+  t.same({ mode, uid, gid }, { mode: before.mode, uid: before.uid, gid: before.gid })
+  t.not(ino, before.ino, 'another file')
+  t.ok(readFileSync(old).equals(readFileSync(source)))
+  t.same(readdirSync(join(folder, 'private')), ['n'.repeat(250)])
+})
+
+t.test('a new image whose data is elsewhere', async (t) => {
+  const folder = temporaryFolder(t)
+  mkdirSync(join(folder, 'data'))
+  const source = rawDisk(folder)
+  const target = join(temporaryFolder(t), 'disk.qcow2')
+  const dataFile = join(folder, 'data', 'disk.data')
+  await convert(source, target, { format: 'qcow2', options: [`data_file=${dataFile}`] })
+  must('qemu-img', ['compare', '-f', 'raw', '-F', 'qcow2', source, target])
+  rmSync(target)
+  rmSync(dataFile)
+  const failing = { format: 'qcow2', options: [`data_file=${dataFile}`], compress: true }
+  await t.rejects(convert(source, target, failing), { code: 'USAGE' }, 'data in a file of its own cannot be compressed')
+  t.notOk(existsSync(target))
+  t.notOk(existsSync(dataFile), 'what was made is gone')
+})
+
+t.test('only what its parent does not hold goes into an image that is there, and is over that parent', async (t) => {
+  const folder = temporaryFolder(t)
+  const at = (name: string) => join(folder, name)
+  const base = rawDisk(folder)
+  for (const name of ['from', 'over', 'alone']) {
+    const backing = name === 'alone' ? {} : { backing: base, backingFormat: 'raw' }
+    createImage(at(name), { format: 'qcow2', size: statSync(base).size, ...backing })
+  }
+  must('qemu-io', ['-c', 'write -P 9 1M 64k', at('from')])
+  const settings: ConvertOptions = { format: 'qcow2', existing: true, backing: base }
+  await t.rejects(convert(at('from'), at('alone'), settings), { code: 'USAGE', message: /has no parent: expected/ })
+  await convert(at('from'), at('over'), settings)
+  must('qemu-img', ['compare', at('from'), at('over')])
+  await t.rejects(convert(at('from'), at('over'), { ...settings, options: ['cluster_size=4k'] }), { code: 'USAGE' })
+  await t.rejects(convert(base, at('x'), { threads: 0 }), { code: 'USAGE', message: /0 threads/ })
+})
+
+t.test('somebody who looked at the progress bar goes away: the copy goes on', (t) => {
+  const folder = temporaryFolder(t)
+  const source = rawDisk(folder)
+  const command = `"$0" "$1" convert -p -c -O qcow2 "$2" "$3" 2>&1; echo $? >"$4"`
+  const target = join(folder, 'disk.qcow2')
+  const code = join(folder, 'code')
+  const script = `(${command}) | head -c 1 >/dev/null`
+  must('sh', ['-c', script, process.execPath, CLI, source, target, code])
+  t.equal(readFileSync(code, 'utf8'), '0\n')
+  must('qemu-img', ['compare', source, target])
+  t.end()
+})
+
+t.test('facts that cannot be printed', (t) => {
+  const source = rawDisk(temporaryFolder(t))
+  const { code, err } = run('sh', ['-c', '"$0" "$1" map "$2" >/dev/full', process.execPath, CLI, source])
+  t.equal(code, 1)
+  t.equal(err, 'vdiskfs: cannot write standard output: no space left on the device\n')
+  t.end()
 })

@@ -1,7 +1,7 @@
 /** `vdiskfs convert SOURCE TARGET`: the options of `qemu-img convert`. */
 
 import { findFormat } from '../../formats/registry.js'
-import { convert } from '../../image/convert/convert.js'
+import { convert, MAX_THREADS } from '../../image/convert/convert.js'
 import { parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
@@ -43,8 +43,6 @@ export function run(args: Arguments, io: Io): Promise<number> {
     }
   })
 }
-
-const MAX_THREADS = 64
 
 export function details(): string {
   return formatOptions()

@@ -17,7 +17,7 @@ export function run(args: Arguments, io: Io): number {
   const format = findFormat(name)
   const backing = args.value('backing')
   const options = args.list('options')
-  const size = createImage(path, {
+  const { size } = createImage(path, {
     secret: secretOf({ file: args.value('secret'), image: path, chosen: true }, io),
     format: format.name,
     size: sizeText === undefined ? undefined : parseSize(sizeText),

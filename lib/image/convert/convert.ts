@@ -1,5 +1,7 @@
 /** Makes an image of another one, in any format: the disk's content is copied, and nothing else. */
 
+import { realpathSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { VdiskError } from '../../util/errors.js'
 import { formatSize } from '../../util/sizes.js'
 import { createImage } from '../create.js'
@@ -13,6 +15,8 @@ import { MAX_GRANULE } from './zeros.js'
 /** qemu-img's. */
 const DEFAULT_SPARSE = 4096
 const MIN_SPARSE = 512
+/** Threads that can be asked for. */
+export const MAX_THREADS = 64
 
 export interface ConvertOptions {
   /** The source's format; default: found by looking at the content. */
@@ -52,6 +56,11 @@ export interface ConvertOptions {
  */
 export async function convert(source: string, target: string, options: ConvertOptions = {}): Promise<void> {
   const sparse = checkSparse(options.sparse ?? DEFAULT_SPARSE)
+  const { threads: wanted = 1 } = options
+  if (!Number.isInteger(wanted) || wanted < 1 || wanted > MAX_THREADS)
+    throw new VdiskError('USAGE', `${wanted} threads: expected 1 to ${MAX_THREADS}`)
+  if (options.existing && (options.options?.length ?? 0) > 0)
+    throw new VdiskError('USAGE', 'options are for a new image, and the target is there already', { path: target })
   const { backingDirs = [], warn, snapshot, secret } = options
   const opening = { readOnly: true, format: options.sourceFormat, snapshot, backingDirs, secret, ...(warn && { warn }) }
   const threads = options.threads ?? 1 + MAX_WORKERS
@@ -93,6 +102,14 @@ function checkCompression(to: Image, { compress }: Settings): void {
     })
 }
 
+/** What is not copied has to be there already. @throws USAGE */
+function checkParent(to: Image, backing: string): void {
+  const parent = to.layers[1]?.path
+  if (parent !== undefined && realpathSync(parent) === realpathSync(backing)) return
+  const found = parent === undefined ? 'no parent' : `the parent ${parent}`
+  throw new VdiskError('USAGE', `it has ${found}: expected ${backing}`, { path: to.path })
+}
+
 async function intoNew(
   from: Image,
   target: string,
@@ -102,21 +119,31 @@ async function intoNew(
 ): Promise<void> {
   const file = new NewFile(target)
   let to: Image | undefined
+  let others: readonly string[] = []
   try {
     const format = options.format ?? 'raw'
     const { backing, backingFormat, backingDirs = [], options: given = [] } = options
     const secret = options.targetSecret ?? options.secret
     const { size } = from
-    const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false }
-    createImage(file.path, made)
+    const mode = file.mode === undefined ? {} : { mode: file.mode }
+    const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false, ...mode }
+    others = createImage(file.path, made).others
     file.made()
-    to = openImage(file.path, { format, backingDirs, secret, threads: 1 + crew.size, syncAtClose: true })
+    // The user has said where its further files are to be.
+    const folders = [...backingDirs, ...others.map(dirname)]
+    to = openImage(file.path, {
+      format,
+      backingDirs: folders,
+      secret,
+      threads: 1 + crew.size,
+      syncAtClose: true,
+    })
     checkCompression(to, settings)
     await runCopy(from, to, { ...settings, blank: !settings.ownLayer }, crew, options)
     to.close()
     file.complete()
   } catch (error) {
-    file.remove(to?.ownPaths.slice(1) ?? [])
+    file.remove(others)
     to?.abandon()
     throw error
   }
@@ -140,6 +167,7 @@ async function intoExisting(
         path: target,
       })
     checkCompression(to, settings)
+    if (options.backing !== undefined) checkParent(to, options.backing)
     await runCopy(from, to, { ...settings, blank: false }, crew, options)
   } finally {
     to.close()

@@ -4,8 +4,8 @@
  * removed.
  */
 
-import { renameSync, type Stats, statSync, truncateSync, unlinkSync } from 'node:fs'
-import { basename, dirname, join } from 'node:path'
+import { chmodSync, chownSync, realpathSync, renameSync, type Stats, statSync, truncateSync, unlinkSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import { openFile } from '../../storage/file.js'
 import { lockImage } from '../../storage/lock.js'
 import type { Storage } from '../../storage/storage.js'
@@ -33,12 +33,20 @@ export function refuseSame(target: string, sources: readonly string[]): void {
   }
 }
 
+/** Bits of st_mode that chmod(2) takes. */
+const PERMISSIONS = 0o7777
+/** Nobody else may look into a file whose owner and permissions are not yet those of the one that it will replace. */
+const PRIVATE = 0o600
+
 export class NewFile {
   readonly #path: string
   /** Where it is made. */
   readonly path: string
+  /** Permission bits to make it with; undefined: the usual ones. */
+  readonly mode: number | undefined
   /** What was there before, locked. */
   readonly #old: Storage | undefined
+  readonly #oldStats: Stats | undefined
   #made = false
 
   /**
@@ -46,10 +54,13 @@ export class NewFile {
    * @throws IN_USE where there is an image that somebody uses, USAGE where there is no file but something else
    */
   constructor(path: string) {
-    this.#path = path
-    const exists = statOf(path) !== undefined
-    this.#old = exists ? openFile(path, { readOnly: false }) : undefined
-    this.path = exists ? join(dirname(path), `.${basename(path)}.${randomGuid().slice(0, 8)}`) : path
+    this.#oldStats = statOf(path)
+    const exists = this.#oldStats !== undefined
+    // Of a link, the file that it leads to is replaced.
+    this.#path = exists ? realpathSync(path) : path
+    this.#old = exists ? openFile(this.#path, { readOnly: false }) : undefined
+    this.path = exists ? join(dirname(this.#path), `.vdiskfs-${randomGuid().slice(0, 8)}`) : path
+    this.mode = exists ? PRIVATE : undefined
     try {
       if (this.#old) lockImage(this.#old, { write: true })
     } catch (error) {
@@ -58,9 +69,17 @@ export class NewFile {
     }
   }
 
-  /** Says that the file at `path` is there, and ours. */
+  /** Says that the file at `path` is there, and ours. It gets the owner and the permissions of the old one. */
   made(): void {
     this.#made = true
+    if (!this.#oldStats) return
+    const { uid, gid, mode } = this.#oldStats
+    try {
+      chownSync(this.path, uid, gid)
+    } catch {
+      // Only root can give files away. Then it is ours, as any new file.
+    }
+    chmodSync(this.path, mode & PERMISSIONS)
   }
 
   /** Puts the new file, which is durable and closed, into its place. */
