@@ -167,7 +167,9 @@ export class PageCache {
       v.writing[slot] = (dirty | (dirty >>> 8) | (dirty >>> 16) | (dirty >>> 24)) & 0xff
       v.dirty[slot] = 0
     }
-    v.control[Control.DIRTY_SECTORS] = 0
+    // In this order: at no moment does it look as if nothing were left to be written.
+    Atomics.store(v.control, Control.IN_FLIGHT, v.control[Control.DIRTY_SECTORS]!)
+    Atomics.store(v.control, Control.DIRTY_SECTORS, 0)
   }
 
   /** Ends the writing of a commit: `written` or not, then they are dirty again. Exclusive lock. */

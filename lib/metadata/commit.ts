@@ -126,6 +126,7 @@ export class Committer {
     } finally {
       metadata.lock.acquireExclusive()
       for (const s of staged) metadata.cache.endWriting(s.slot, 1 << s.sector, s.order, written)
+      Atomics.store(this.#views.control, Control.IN_FLIGHT, 0)
       metadata.lock.releaseExclusive()
       if (!written) metadata.space.unseal()
     }

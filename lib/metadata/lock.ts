@@ -25,10 +25,15 @@ function poisoned(): VdiskError {
 const PATIENCE_MS = 5_000
 const PATIENT_NAPS = PATIENCE_MS / NAP_MS
 
+export class WaitedTooLong extends VdiskError {
+  constructor() {
+    super('IO', `waited ${PATIENCE_MS / 1000} seconds for another thread; tried again later`)
+  }
+}
+
 /** Sleeps until `words[index]` is no longer `seen`, at most one nap; `naps` counts those of one waiting. */
 function nap(words: Int32Array, index: number, seen: number, thread: number, naps: number): void {
-  if (thread === 0 && naps >= PATIENT_NAPS)
-    throw new VdiskError('IO', `waited ${PATIENCE_MS / 1000} seconds for another thread; tried again later`)
+  if (thread === 0 && naps >= PATIENT_NAPS) throw new WaitedTooLong()
   Atomics.wait(words, index, seen, NAP_MS)
 }
 

@@ -164,7 +164,8 @@ export class Metadata {
       const reserved = c[Control.RESERVED]! + sectors
       const fits =
         c[Control.COMMIT_WANTED] === 0 &&
-        c[Control.DIRTY_SECTORS]! + reserved <= this.#sectorLimit &&
+        // Those under way come back where their commit fails.
+        c[Control.DIRTY_SECTORS]! + c[Control.IN_FLIGHT]! + reserved <= this.#sectorLimit &&
         c[Control.DIRTY_PAGES]! + reserved <= this.#pageLimit
       if (fits) {
         c[Control.RESERVED] = reserved
@@ -228,7 +229,9 @@ export class Metadata {
     const { control, unsynced } = this.#views
     if (Atomics.load(control, Control.DIRTY_SECTORS) !== 0) return true
     for (let file = 0; file < unsynced.length; file++) if (Atomics.load(unsynced, file) !== 0) return true
-    return Atomics.load(control, Control.COMMIT_MUTEX) !== 0 || Atomics.load(control, Control.BARRIER_MUTEX) !== 0
+    if (Atomics.load(control, Control.COMMIT_MUTEX) !== 0 || Atomics.load(control, Control.BARRIER_MUTEX) !== 0) return true
+    // What failed in between is not under way any more, and is dirty again.
+    return this.failed || Atomics.load(control, Control.DIRTY_SECTORS) !== 0
   }
 
   /** True where metadata is dirty. */

@@ -50,6 +50,8 @@ export const Control = {
   SYNCED_OFTEN: 20,
   /** 1 where what waits for a commit should wait no longer: the next change begins with one. */
   COMMIT_WANTED: 21,
+  /** Sectors that a commit is writing: dirty again where it fails. */
+  IN_FLIGHT: 22,
   WORDS: 32,
 } as const
 

@@ -5,6 +5,7 @@
  */
 
 import type { Image } from '../image/image.js'
+import { WaitedTooLong } from '../metadata/lock.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
 import type { Attachment } from './attachment.js'
@@ -100,7 +101,7 @@ export class LiveMount {
     this.#since = Date.now()
     const timer = setInterval(() => this.#tend(), COMMIT_INTERVAL)
     try {
-      this.#announce()
+      await this.#announceOrAbort()
       await this.#serving!.ended
     } catch (error) {
       trace('serving ended with %O', error)
@@ -108,8 +109,22 @@ export class LiveMount {
     }
     this.#ended = true
     clearInterval(timer)
-    this.#unlisten()
-    this.#close()
+    try {
+      this.#close()
+    } finally {
+      // Not before: a signal would end the process in the middle of the last commit.
+      this.#unlisten()
+    }
+  }
+
+  /** While it is served, the image has to stay open. */
+  async #announceOrAbort(): Promise<void> {
+    try {
+      this.#announce()
+    } catch (error) {
+      this.#broken = error
+      await this.#abort()
+    }
   }
 
   #unlisten(): void {
@@ -158,6 +173,8 @@ export class LiveMount {
       if (this.#image.unflushed) this.#image.flush()
       this.#failure = undefined
     } catch (error) {
+      // Another thread's commit takes its time: nothing is wrong, and this is tried again.
+      if (error instanceof WaitedTooLong) return
       // The first of several says why; the later ones, that it did.
       if (this.#failure === undefined) this.#listener.problem(oneLine(error))
       this.#failure ??= error
@@ -233,7 +250,11 @@ export class LiveMount {
       return
     }
     const error = oneLine(failure)
-    update({ ...this.#entry, phase: 'ended', error })
+    try {
+      update({ ...this.#entry, phase: 'ended', error })
+    } catch (reason) {
+      this.#listener.problem(oneLine(reason))
+    }
     throw failure instanceof VdiskError ? failure : new VdiskError('INTERNAL', error, { cause: failure })
   }
 }

@@ -152,9 +152,11 @@ export function claim(entry: RegistryEntry): void {
   }
 }
 
-/** Replaces an entry, at once and whole. */
+/** Replaces an entry of the same server, at once and whole. */
 export function update(entry: RegistryEntry): void {
   const target = entryPath(entry.mountpoint)
+  const found = readEntry(target)
+  if (found && !isSame(found, entry)) return
   renameSync(temporary(entry, target), target)
 }
 
@@ -168,11 +170,35 @@ export function remove(entry: RegistryEntry): void {
   removeFile(entryPath(entry.mountpoint), entry)
 }
 
+const isSame = (a: ProcessIdentity, b: ProcessIdentity) => a.pid === b.pid && a.startTime === b.startTime
+
+/** Removes a file that holds this entry, or, where that is undefined, nothing that can be read. */
 function removeFile(path: string, entry: RegistryEntry | undefined): void {
-  if (entry && isPrivate(entry.mountpoint)) removePrivate(entry.mountpoint)
-  rmSync(path, { force: true })
-  rmSync(path.replace(/json$/, 'stats'), { force: true })
   if (entry?.log) rmSync(entry.log, { force: true })
+  // It may have become another server's since it was read: so it is looked at where nobody else finds it.
+  const aside = `${path}.${process.pid}.old`
+  try {
+    renameSync(path, aside)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return
+    throw fromSystem(error, path, 'remove')
+  }
+  const found = readEntry(aside)
+  if (found && !(entry && isSame(found, entry))) putBack(aside, path)
+  else {
+    if (entry && isPrivate(entry.mountpoint)) removePrivate(entry.mountpoint)
+    rmSync(path.replace(/json$/, 'stats'), { force: true })
+  }
+  rmSync(aside, { force: true })
+}
+
+function putBack(aside: string, path: string): void {
+  try {
+    linkSync(aside, path)
+  } catch (error) {
+    // Somebody has claimed it in between: then it was nobody's any more.
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw fromSystem(error, path, 'make')
+  }
 }
 
 /** In the registry's folder: where images are mounted that only their loop devices are wanted of. */

@@ -9,17 +9,25 @@ import { encodeMessage, errorMessage, type Message } from './report.js'
 import { runServer, type ServerConfig } from './server.js'
 
 const STDIN = 0
+const STDERR = 2
 const REPORT = 3
 const trace = makeTrace('mount')
 
 let started = false
+// What traces and warnings of Node go to.
+process.stderr.on('error', () => {})
 
 function tell(message: Message): void {
   writeSync(REPORT, encodeMessage(message))
 }
 
+/** A log that takes nothing any more, because its file system is full, must not keep the server from its work. */
 function log(text: string): void {
-  process.stderr.write(`${new Date().toISOString()} ${text}\n`)
+  try {
+    writeSync(STDERR, `${new Date().toISOString()} ${text}\n`)
+  } catch (error) {
+    trace('not logged: %s: %O', text, error)
+  }
 }
 
 async function run(): Promise<void> {

@@ -91,11 +91,12 @@ async function begin(
     )
     const attached = config.mountpoint === undefined
     const table = attached || options.partitions ? partitionTable(image, attached, listener) : undefined
-    entry = { ...newEntry(config, mountpoint, image), partitions: table?.partitions }
-    claim(entry)
+    const own = { ...newEntry(config, mountpoint, image), partitions: table?.partitions }
+    claim(own)
+    entry = own
     const { readOnly } = options
     const attachment = attached ? new Attachment({ mountpoint, readOnly, table: table! }) : undefined
-    const mount = new LiveMount(entry, image, transport, listener, attachment)
+    const mount = new LiveMount(own, image, transport, listener, attachment)
     const shown = options.partitions ? table?.partitions : undefined
     await mount.begin(treeSettings(options, statSync(config.image), shown))
     return mount

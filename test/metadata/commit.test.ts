@@ -4,6 +4,7 @@ import { FaultStorage } from '../../lib/storage/fault.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import type { Storage } from '../../lib/storage/storage.js'
+import { VdiskError } from '../../lib/util/errors.js'
 import { change, contents, setUp } from './fixtures/metadata.js'
 
 function recorded(size = 65536) {
@@ -240,4 +241,31 @@ t.test('read-only files are never synced', async (t) => {
   const { metadata } = setUp([storage])
   metadata.commit()
   t.notOk(synced)
+})
+
+t.test('what a commit is writing keeps its room, since it comes back where that fails', async (t) => {
+  const fault = new FaultStorage(MemoryStorage.create({ contents: new Uint8Array(2 ** 20) }))
+  let during: (() => void) | undefined
+  const writeOut = () => {
+    during?.()
+    throw new VdiskError('IO', 'once')
+  }
+  const { metadata, files } = setUp([fault], { writeOut })
+  const region = new Region(metadata, files[0]!, 0, 2 ** 20, 1)
+  const most = 256
+  const dirty = (from: number, count: number) => {
+    for (let i = from; i < from + count; i += 8) change(metadata, 8, () => region.fresh(i * 512, 4096, 1))
+  }
+  dirty(0, most - 8)
+  during = () => {
+    t.equal(metadata.uncommitted, true)
+    metadata.commit = () => {
+      throw new Error('it has to wait')
+    }
+    dirty(most - 8, 8)
+    t.throws(() => dirty(most, 8), { message: 'it has to wait' })
+  }
+  t.throws(() => metadata.commit(), { message: 'once' })
+  t.equal(metadata.counts().dirty, most)
+  t.equal(metadata.uncommitted, true)
 })

@@ -2,11 +2,13 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { mkdirSync, rmdirSync, rmSync, writeFileSync } from 'node:fs'
 import t, { type Test } from 'tap'
 import type { Image } from '../../lib/image/image.js'
+import { WaitedTooLong } from '../../lib/metadata/lock.js'
 import { LiveMount } from '../../lib/mount/life.js'
 import { startTime } from '../../lib/mount/processes.js'
-import { claim, find, update } from '../../lib/mount/registry.js'
+import { claim, entryPath, find } from '../../lib/mount/registry.js'
 import type { MountTransport, ServeRequest } from '../../lib/mount/transports.js'
 import { treeSettings } from '../../lib/mount/tree.js'
 import { VdiskError } from '../../lib/util/errors.js'
@@ -129,7 +131,8 @@ t.test('an image that cannot be closed: the reason is kept for umount', async (t
   // umount waits for the process that the entry names; that one has ended here.
   const child = spawn('sleep', ['100'])
   await once(child, 'spawn')
-  update({ ...find(entry.mountpoint)!, pid: child.pid!, startTime: startTime(child.pid!)! })
+  const identity = { pid: child.pid!, startTime: startTime(child.pid!)! }
+  writeFileSync(entryPath(entry.mountpoint), JSON.stringify({ ...find(entry.mountpoint)!, ...identity }))
   child.kill('SIGKILL')
   await once(child, 'exit')
   t.match(vdiskfs(['list']).out, new RegExp(`${entry.mountpoint} .*failed: /images/a.vhd: no space left`))
@@ -230,4 +233,53 @@ t.test('a forced end that fails can be asked for again', async (t) => {
   process.emit('SIGTERM', 'SIGTERM')
   await living
   t.equal(tries, 3)
+})
+
+t.test('signals while the image is closed end nothing in the middle', async (t) => {
+  const heard: number[] = []
+  const { mount, settle } = setUp(t, {
+    image: {
+      close: () => heard.push(...(['SIGTERM', 'SIGINT', 'SIGHUP'] as const).map((s) => process.listenerCount(s))),
+    },
+  })
+  const before = listeners()
+  const others = (['SIGTERM', 'SIGINT', 'SIGHUP'] as const).map((signal) => process.listenerCount(signal))
+  await mount.begin(tree)
+  const living = mount.live()
+  settle.resolve()
+  await living
+  t.same(
+    heard,
+    others.map((count) => count + 1),
+  )
+  t.same(listeners(), before)
+})
+
+t.test('an entry that cannot be written: it is unmounted before the image is closed', async (t) => {
+  const { mount, entry, done } = setUp(t)
+  await mount.begin(tree)
+  // What would take its place is a folder.
+  const path = entryPath(entry.mountpoint)
+  rmSync(path)
+  mkdirSync(path)
+  await t.rejects(mount.live(), { code: 'INTERNAL' })
+  rmdirSync(path)
+  t.same(done, ['serve', 'unmount force lazy', 'close'])
+})
+
+t.test('a commit that another thread takes its time for is no failure', async (t) => {
+  const { mount, problems, settle, request } = setUp(t, {
+    image: {
+      flush() {
+        throw new WaitedTooLong()
+      },
+    },
+  })
+  await mount.begin(tree)
+  const living = mount.live()
+  request().workerDied(1, new Error('gone'))
+  t.match(problems, [/worker 1 died/])
+  settle.resolve()
+  await living
+  t.equal(problems.length, 1)
 })

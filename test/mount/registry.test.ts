@@ -2,7 +2,17 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chownSync, existsSync, mkdirSync, rmSync, statSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs'
+import {
+  chownSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { isWithin, mountAt, parseMountinfo, resolveMountpoint } from '../../lib/mount/mounts.js'
@@ -154,4 +164,20 @@ t.test('an ordinary user has a registry of his own, which nobody else can have m
   rmSync(common, { recursive: true })
   symlinkSync(runtime, common)
   t.equal(list(undefined).code, 1, 'a link to a folder of mine is not one that I made')
+})
+
+t.test('an entry is touched by its own server only', async (t) => {
+  const mountpoint = temporaryFolder(t)
+  const other = registryEntry(t, mountpoint, await deadProcess())
+  const own = registryEntry(t, mountpoint, { image: '/images/b.vhd' })
+  claim(own)
+  remove(other)
+  update({ ...other, phase: 'ended', error: 'x' })
+  t.same(find(mountpoint), JSON.parse(JSON.stringify(own)))
+  t.same(
+    readdirSync(registryFolder()).filter((name) => name.endsWith('.old')),
+    [],
+  )
+  remove(own)
+  t.equal(find(mountpoint), undefined)
 })
