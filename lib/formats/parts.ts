@@ -76,10 +76,14 @@ export class PartsDriver implements Driver {
 
   allocate(offset: number, length: number, out: Allocation): boolean {
     const part = this.#partAt(offset)
-    const found = part.driver.allocate!(offset - part.start, this.#within(part, offset, length), out)
-    if (!found) this.#full = part.driver
+    if (!part.driver.allocate!(offset - part.start, this.#within(part, offset, length), out)) {
+      this.#full = part.driver
+      return false
+    }
+    // The part's last block may reach behind the part, into what nobody reads: what is there on the disk is the next part's.
+    out.length = Math.min(out.length, part.length - out.guest)
     out.guest += part.start
-    return found
+    return true
   }
 
   grow(): void {

@@ -8,6 +8,7 @@ import { createImage } from '../../../lib/image/create.js'
 import type { Image } from '../../../lib/image/image.js'
 import { chainInfo, imageInfo } from '../../../lib/image/info.js'
 import { openImage } from '../../../lib/image/open.js'
+import { must } from '../../support/run.js'
 import { type TestCase, temporaryFolder } from '../../support/temp.js'
 import { type BundleParts, bundleXml, guid, NIL, TOP } from './bundles.js'
 import { corpusText, fromCorpus, imageBytes, KiB, needsCorpus } from './bytes.js'
@@ -128,6 +129,79 @@ t.test('one write over the whole disk, then zeros over most of it', async (t) =>
   disk.close()
   t.ok(contents(folder).equals(model))
   t.same(checkImage(folder).findings, [])
+})
+
+/** As `bundle`, with images of so many sectors more than their storages, as programs make them that round up. */
+function largerBundle(t: TestCase, snapshots: readonly string[], more: number): string {
+  const folder = bundle(t, snapshots)
+  for (const [p, { start, end, plain }] of parts.entries())
+    for (const i of snapshots.keys())
+      if (!plain || i > 0) writeFileSync(join(folder, `part${p}.${i}.hds`), emptyImage(end - start + more))
+  return folder
+}
+
+/** The disk of one file, as QEMU reads it. */
+function byQemu(t: TestCase, path: string): Buffer {
+  const raw = join(temporaryFolder(t), 'x.raw')
+  must('qemu-img', ['convert', '-f', 'parallels', '-O', 'raw', path, raw])
+  return readFileSync(raw)
+}
+
+t.test('images that are larger than their storages: what lies behind a seam goes to the next part', async (t) => {
+  for (const more of [1, 8, 20]) {
+    const folder = largerBundle(t, [TOP], more)
+    const model = pattern(SIZE, more)
+    let disk = openImage(folder)
+    disk.write(model, 0, SIZE, 0)
+    t.ok(all(disk).equals(model))
+    disk.close()
+    t.ok(contents(folder).equals(model), 'one write')
+    for (const [p, { start, end, plain }] of parts.entries()) {
+      if (plain) continue
+      const alone = byQemu(t, join(folder, `part${p}.0.hds`))
+      t.ok(alone.subarray(0, (end - start) * 512).equals(model.subarray(start * 512, end * 512)), `part ${p}`)
+      t.ok(alone.subarray((end - start) * 512).equals(Buffer.alloc(more * 512)), `nothing behind part ${p}`)
+    }
+    disk = openImage(folder)
+    for (const { end } of parts) {
+      const from = end * 512 - 5000
+      const to = Math.min(SIZE, end * 512 + 3000)
+      disk.zero(from, to - from, true)
+      model.fill(0, from, to)
+      const small = pattern(Math.min(1500, SIZE - end * 512 + 700), end)
+      disk.write(small, 0, small.length, end * 512 - 700)
+      small.copy(model, end * 512 - 700)
+    }
+    t.ok(all(disk).equals(model))
+    disk.close()
+    t.ok(contents(folder).equals(model), 'zeros and writes at the seams')
+    t.same(checkImage(folder).findings, [])
+  }
+})
+
+t.test('images that are larger than their storages, over a snapshot', async (t) => {
+  const folder = largerBundle(t, [guid(1), TOP], 5)
+  const xml = readFileSync(join(folder, 'DiskDescriptor.xml'), 'utf8')
+  const withTop = (id: string) => xml.replace('<Snapshots>', `<Snapshots><TopGUID>{${id}}</TopGUID>`)
+  writeFileSync(join(folder, 'DiskDescriptor.xml'), withTop(guid(1)))
+  const below = pattern(SIZE, 1)
+  const first = openImage(folder)
+  first.write(below, 0, SIZE, 0)
+  first.close()
+  writeFileSync(join(folder, 'DiskDescriptor.xml'), withTop(TOP))
+  const model = Buffer.from(below)
+  const disk = openImage(folder)
+  for (const { end } of parts) {
+    const from = end * 512 - 100
+    const data = pattern(Math.min(600, SIZE - from), end)
+    disk.write(data, 0, data.length, from)
+    data.copy(model, from)
+  }
+  disk.zero(75 * 512, 10 * 512, true)
+  model.fill(0, 75 * 512, 85 * 512)
+  disk.close()
+  t.ok(contents(folder).equals(model), 'around what is written is what the parent has')
+  t.ok(contents(folder, { snapshot: guid(1) }).equals(below))
 })
 
 t.test('snapshots: a chain by GUID, of which the top is written', async (t) => {
