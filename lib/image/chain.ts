@@ -128,6 +128,7 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
     const { syncAtClose } = options
     const file = openBeside(path, { name, candidates, guesses }, gate, { readOnly, syncAtClose, warn })
     files.push(file)
+    refuseTwice([storage, ...files], name)
     lock(file)
     return { index: files.length, storage: file }
   }
@@ -171,6 +172,15 @@ export function openBeside(
     }
   }
   throw new VdiskError('NOT_FOUND', `its part '${name}' is missing: ${whereLooked(places)}`, { path })
+}
+
+/** @throws CORRUPT where the last of a layer's files is another one of them: what is written to one would change the other. */
+export function refuseTwice(files: readonly Storage[], name: string): void {
+  const last = files.at(-1)!
+  const id = identity(last)
+  const other = files.find((file) => file !== last && identity(file) === id)
+  if (id === undefined || !other) return
+  throw new VdiskError('CORRUPT', `its part '${name}' is the same file as ${other.path}`, { path: last.path })
 }
 
 function whereLooked(places: readonly string[]): string {

@@ -7,7 +7,7 @@ import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
 import { printable } from '../util/errors.js'
-import { detectFormat, imageFile, lookForParent, openBeside } from './chain.js'
+import { detectFormat, imageFile, lookForParent, openBeside, refuseTwice } from './chain.js'
 import { Gate } from './gate.js'
 
 /** More findings than this are counted and not kept. */
@@ -46,8 +46,9 @@ export function checkImage(path: string, request: CheckRequest = {}): CheckRepor
   const warn = (message: string) => request.warn?.(printable(message))
   const file = imageFile(path)
   const storages: Storage[] = []
-  const take = (storage: Storage): Storage => {
+  const take = (storage: Storage, part?: string): Storage => {
     storages.push(storage)
+    if (part !== undefined) refuseTwice(storages, part)
     if (!lockImage(storage, { write: !readOnly }))
       warn(`${storage.path}: this file system has no locks; take care that nobody else writes to the image`)
     return storage
@@ -68,7 +69,7 @@ export function checkImage(path: string, request: CheckRequest = {}): CheckRepor
       lookForParent: (request) => lookForParent({ path: file, storage, snapshot: undefined }, request, gate),
       openFile: (name, candidates, guesses) => ({
         index: storages.length,
-        storage: take(openBeside(file, { name, candidates, guesses }, gate, { readOnly, warn: warnOf })),
+        storage: take(openBeside(file, { name, candidates, guesses }, gate, { readOnly, warn: warnOf }), name),
       }),
     })
     if (!readOnly) for (const changed of storages) changed.sync()

@@ -8,19 +8,21 @@ import { basename, dirname, isAbsolute, join } from 'node:path'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { formatGuid, NIL_GUID, parseGuid } from '../../util/guid.js'
-import type { CheckContext, CheckTotals, Facts, OpenContext, Opened, OpenedFile } from '../driver.js'
-import { checkImage } from './check.js'
+import type { Facts, OpenContext, Opened, OpenedFile } from '../driver.js'
 import { type DescribedImage, type DescribedStorage, type Descriptor, readDescriptor } from './descriptor.js'
 import { imageFacts } from './facts.js'
 import { openExpanding } from './image.js'
 import { type BundleLayout, firstState, type PartLayout } from './layout.js'
 
 /** As the descriptor writes them. */
-const braced = (guid: string) => `{${guid}}`
+export const braced = (guid: string) => `{${guid}}`
+
+export const PLAIN_PARENT = 'a plain image cannot have a parent'
 
 /** @throws CORRUPT, UNSUPPORTED, NOT_FOUND naming the missing part, GATE, IO */
 export function openBundle(context: OpenContext): Opened<BundleLayout> {
   const descriptor = readDescriptor(context.storage)
+  refuseTwice(descriptor, context.path)
   const snapshot = snapshotOf(descriptor, context)
   const parent = descriptor.parents.get(snapshot)!
   const parts: PartLayout[] = []
@@ -40,6 +42,16 @@ function snapshotOf({ parents, top }: Descriptor, { snapshot, path }: OpenContex
   if (wanted !== undefined && parents.has(wanted)) return wanted
   const known = [...parents.keys()].map(braced).join(', ')
   throw new VdiskError('NOT_FOUND', `no snapshot '${snapshot ?? braced(top)}'; it has: ${known}`, { path })
+}
+
+/** Of the images of all snapshots: what is written to the top must not change what it lies over. */
+function refuseTwice({ storages }: Descriptor, path: string): void {
+  const names = new Set<string>()
+  for (const { images } of storages)
+    for (const { file } of images) {
+      if (names.has(file)) throw new VdiskError('CORRUPT', `it names '${file}' for two of its images`, { path })
+      names.add(file)
+    }
 }
 
 function guidOf(text: string): string | undefined {
@@ -70,10 +82,8 @@ function openPart(
 ): { layout: PartLayout; state: readonly number[] } {
   const { start, end, images, clusterSize } = storage
   const described = images.find(({ guid }) => guid === snapshot)
-  const where = `the storage of sectors ${start / 512} to ${end / 512}`
-  if (!described)
-    throw new VdiskError('CORRUPT', `${where} has no image of snapshot ${braced(snapshot)}`, { path: context.path })
-  const file = openFile(described, context)
+  if (!described) throw new VdiskError('CORRUPT', lacksImage(storage, snapshot), { path: context.path })
+  const file = openPartFile(described, context)
   const length = end - start
   const base = { start, length, file: file.index, stateStart, name: described.file }
   if (described.plain) {
@@ -84,7 +94,7 @@ function openPart(
   const image = openExpanding(file.storage, { readOnly: context.readOnly, parent: hasParent, warn })
   const { size } = image.geometry
   if (size < length)
-    throw new VdiskError('CORRUPT', `its disk has ${size} bytes, expected ${length} for ${where}`, {
+    throw new VdiskError('CORRUPT', `its disk has ${size} bytes, expected ${length} for ${whereIs(storage)}`, {
       path: file.storage.path,
     })
   if (image.geometry.clusterSize !== clusterSize)
@@ -93,7 +103,15 @@ function openPart(
   return { layout: { ...base, stateEnd: stateStart + state.length, image }, state }
 }
 
-function openFile({ file }: DescribedImage, context: OpenContext): OpenedFile {
+export function whereIs({ start, end }: DescribedStorage): string {
+  return `the storage of sectors ${start / 512} to ${end / 512}`
+}
+
+export function lacksImage(storage: DescribedStorage, snapshot: string): string {
+  return `${whereIs(storage)} has no image of snapshot ${braced(snapshot)}`
+}
+
+export function openPartFile({ file }: DescribedImage, context: OpenContext): OpenedFile {
   if (!context.openFile) throw new VdiskError('INTERNAL', 'a bundle was opened without its files')
   return context.openFile(file, placesOf(file, dirname(context.path)))
 }
@@ -107,7 +125,7 @@ export function placesOf(file: string, folder: string): string[] {
 
 function checkPlain({ storage }: OpenedFile, length: number, hasParent: boolean, { warn, readOnly }: OpenContext) {
   const { path } = storage
-  if (hasParent) throw new VdiskError('CORRUPT', 'a plain image cannot have a parent', { path })
+  if (hasParent) throw new VdiskError('CORRUPT', PLAIN_PARENT, { path })
   const size = storage.size()
   if (size >= length) return
   const message = `it has ${size} bytes, expected ${length}`
@@ -133,55 +151,4 @@ export function bundleFacts({ snapshot, top, snapshots, parts }: BundleLayout, f
 /** Facts of every part, from its file. */
 export function partFacts({ parts }: BundleLayout, files: readonly Storage[]): Facts[] {
   return parts.map(({ image, file }) => (image && files[file] ? imageFacts(files[file]) : {}))
-}
-
-/** Checks every image of every snapshot. */
-export function checkBundle(context: CheckContext): CheckTotals {
-  const { storages } = readDescriptor(context.storage)
-  let totals: CheckTotals = { imageEnd: 0, clusters: 0, allocated: 0, fragmented: 0, compressed: 0 }
-  for (const { images, start, end } of storages)
-    for (const image of images) {
-      const found = checkPart(image, end - start, context)
-      if (found) totals = sum(totals, found)
-    }
-  return totals
-}
-
-function checkPart(image: DescribedImage, length: number, context: CheckContext): CheckTotals | undefined {
-  const { file, plain } = image
-  const broken = (message: string) =>
-    context.found({
-      severity: 'corruption',
-      what: 'part',
-      message: `${file}: ${message}`,
-      repairable: false,
-      repaired: false,
-    })
-  let opened: OpenedFile
-  try {
-    opened = openFile(image, context)
-  } catch (error) {
-    if (!(error instanceof VdiskError) || error.code !== 'NOT_FOUND') throw error
-    broken('it is missing')
-    return undefined
-  }
-  const { storage } = opened
-  const { path } = storage
-  if (!plain)
-    return checkImage(storage, {
-      repair: context.repair,
-      found: (finding) => context.found({ ...finding, path, message: `${file}: ${finding.message}` }),
-    })
-  if (storage.size() < length) broken(`it has ${storage.size()} bytes, expected ${length}`)
-  return undefined
-}
-
-function sum(a: CheckTotals, b: CheckTotals): CheckTotals {
-  return {
-    imageEnd: a.imageEnd + b.imageEnd,
-    clusters: a.clusters + b.clusters,
-    allocated: a.allocated + b.allocated,
-    fragmented: a.fragmented + b.fragmented,
-    compressed: 0,
-  }
 }

@@ -1,8 +1,9 @@
 /** Bundles in folders: parts side by side, snapshots, parts that are missing, and writing through the right part. */
 
-import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { copyFileSync, existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import type { Repair } from '../../../lib/formats/driver.js'
 import { checkImage } from '../../../lib/image/check.js'
 import { createImage } from '../../../lib/image/create.js'
 import type { Image } from '../../../lib/image/image.js'
@@ -283,6 +284,113 @@ t.test('what is missing is named', async (t) => {
     topGuid: guid(1),
   })
   t.throws(() => openImage(loop), { message: /loop|cannot have a parent/ })
+})
+
+/** What a check says, which finds fault with everything that cannot be opened. */
+function faults(folder: string, repair: Repair = 'none'): string[] {
+  const { findings } = checkImage(folder, { repair })
+  return findings.filter(({ severity }) => severity === 'corruption').map(({ message }) => message)
+}
+
+t.test('a check finds what keeps a bundle from being opened: its snapshots', async (t) => {
+  const refused = (folder: string, snapshot: string | undefined, found: readonly RegExp[]) => {
+    t.throws(() => openImage(folder, { readOnly: true, snapshot }), { code: /CORRUPT|NOT_FOUND/ })
+    for (const repair of ['none', 'all'] as const) {
+      const said = faults(folder, repair)
+      t.equal(said.length, found.length, said.join('\n'))
+      for (const pattern of found)
+        t.ok(
+          said.some((line) => pattern.test(line)),
+          `${pattern} in ${said.join(', ')}`,
+        )
+    }
+  }
+  const loop = bundle(t, [guid(1), guid(2), TOP], {
+    shots: [
+      [guid(1), guid(2)],
+      [guid(2), guid(1)],
+      [TOP, guid(1)],
+    ],
+  })
+  const plain = parts.filter(({ plain }) => plain).map((_, i) => new RegExp(`part${3 * i + 1}.0.hds: a plain image`))
+  refused(loop, undefined, [/\{.*01\} lies over itself.*loop/, ...plain])
+  const self = bundle(t, [TOP], { shots: [[TOP, TOP]] })
+  refused(self, undefined, [/lies over itself/, ...plain])
+  const orphan = bundle(t, [guid(1), TOP], {
+    shots: [
+      [guid(1), NIL],
+      [TOP, guid(8)],
+    ],
+  })
+  refused(orphan, undefined, [/parent \{.*08\} of snapshot \{5fba.*\} is not in its list/])
+  const noTop = bundle(t, [guid(1)], { shots: [[guid(1), NIL]], topGuid: TOP })
+  refused(noTop, undefined, [/top snapshot \{5fba.*\} is not in its list/])
+  const lacking = bundle(t, [guid(1), TOP])
+  const xml = readFileSync(join(lacking, 'DiskDescriptor.xml'), 'utf8')
+  const image = (file: string, id: string) =>
+    `<Image><GUID>{${id}}</GUID><Type>Compressed</Type><File>${file}</File></Image>`
+  t.ok(xml.includes(image('part2.1.hds', TOP)))
+  writeFileSync(join(lacking, 'DiskDescriptor.xml'), xml.replace(image('part2.1.hds', TOP), ''))
+  refused(lacking, undefined, [/sectors 143 to 151 has no image of snapshot \{5fba/])
+  writeFileSync(join(lacking, 'DiskDescriptor.xml'), xml.replace(image('part2.0.hds', guid(1)), ''))
+  refused(lacking, guid(1), [/sectors 143 to 151 has no image of snapshot \{0000/])
+})
+
+t.test('a check finds what keeps a bundle from being opened: its images', async (t) => {
+  const folder = bundle(t, [TOP])
+  writeFileSync(join(folder, 'part0.0.hds'), emptyImage(79))
+  writeFileSync(join(folder, 'part1.0.hds'), Buffer.alloc(62 * 512))
+  writeFileSync(join(folder, 'part2.0.hds'), 'no image')
+  writeFileSync(join(folder, 'part3.0.hds'), emptyImage(77).fill(3, 16, 20))
+  rmSync(join(folder, 'part4.0.hds'))
+  mkdirSync(join(folder, 'part4.0.hds'))
+  rmSync(join(folder, 'part5.0.hds'))
+  t.throws(() => openImage(folder, { readOnly: true }))
+  for (const repair of ['none', 'all'] as const) {
+    const said = faults(folder, repair)
+    t.equal(said.length, 6, said.join('\n'))
+    t.match(said[0], /^part0\.0\.hds: its disk has 40448 bytes, expected 40960 for .*sectors 0 to 80/)
+    t.match(said[1], /^part1\.0\.hds: it has 31744 bytes, expected 32256/)
+    t.match(said[2], /^part2\.0\.hds: it is no Parallels image/)
+    t.match(said[3], /^part3\.0\.hds: Parallels image of version \d+, expected 2/)
+    t.match(said[4], /^part4\.0\.hds: .*is a directory/)
+    t.match(said[5], /^part5\.0\.hds: it is missing/)
+  }
+})
+
+t.test('one file for two storages', async (t) => {
+  const wanted = /part4\.0\.hds' (is the same file as .*part3\.0\.hds|for two)/
+  const linked = bundle(t, [TOP])
+  rmSync(join(linked, 'part4.0.hds'))
+  writeFileSync(join(linked, 'part3.0.hds'), emptyImage(100))
+  linkSync(join(linked, 'part3.0.hds'), join(linked, 'part4.0.hds'))
+  const named = bundle(t, [TOP])
+  const descriptor = join(named, 'DiskDescriptor.xml')
+  writeFileSync(join(named, 'part4.0.hds'), emptyImage(100))
+  writeFileSync(descriptor, readFileSync(descriptor, 'utf8').replace('part3.0.hds', 'part4.0.hds'))
+  const itself = bundle(t, [TOP])
+  const other = join(itself, 'DiskDescriptor.xml')
+  writeFileSync(other, readFileSync(other, 'utf8').replace('part2.0.hds', 'DiskDescriptor.xml'))
+  for (const readOnly of [true, false]) {
+    t.throws(() => openImage(linked, { readOnly }), { code: 'CORRUPT', message: wanted })
+    t.throws(() => openImage(named, { readOnly }), { code: 'CORRUPT', message: wanted })
+    t.throws(() => openImage(itself, { readOnly }), { code: 'CORRUPT', message: /same file/ })
+  }
+  for (const repair of ['none', 'all'] as const)
+    for (const folder of [linked, named, itself]) {
+      const said = faults(folder, repair)
+      t.equal(said.length, 1, said.join('\n'))
+      t.match(said[0], /is the same file as/)
+    }
+  const snapshots = bundle(t, [guid(1), TOP])
+  const both = join(snapshots, 'DiskDescriptor.xml')
+  writeFileSync(both, readFileSync(both, 'utf8').replace('part0.1.hds', 'part0.0.hds'))
+  t.throws(
+    () => openImage(snapshots),
+    { code: 'CORRUPT', message: /'part0\.0\.hds' for two/ },
+    'a snapshot and the top',
+  )
+  t.match(faults(snapshots), [/is the same file as/])
 })
 
 t.test('parts that do not fit, and parts from elsewhere', async (t) => {
