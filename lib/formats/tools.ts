@@ -58,7 +58,10 @@ export interface BitmapFacts {
   readonly name: string
   /** Bytes that one bit stands for. */
   readonly granularity: number
-  /** `in-use`: it was not kept up to date, so that all of the disk counts as changed. `auto`: it records writes. */
+  /**
+   * `in-use`: it was not kept up to date, so that all of the disk counts as changed, or all of a part. `auto`: it records
+   * writes. `inconsistent`: not all parts of the disk have it, and it can only be removed.
+   */
   readonly flags: readonly string[]
 }
 

@@ -60,9 +60,18 @@ function idOf(name: string): string {
   return name.replace(/[{}]/g, '').toLowerCase()
 }
 
-function find(storage: Storage, state: State, name: string): Bitmap {
+/** A name as ids are written; one that is no GUID is that of no bitmap. */
+function named(state: State, name: string): Bitmap | undefined {
   const wanted = name.replace(/[{}]/g, '').toLowerCase()
-  const found = bitmapsOf(state).find(({ id }) => id === wanted)
+  return bitmapsOf(state).find(({ id }) => id === wanted)
+}
+
+export function hasBitmap(storage: Storage, name: string): boolean {
+  return named(stateOf(storage), name) !== undefined
+}
+
+function find(storage: Storage, state: State, name: string): Bitmap {
+  const found = named(state, name)
   if (found) return found
   const names = bitmapsOf(state).map(({ id }) => id)
   throw new VdiskError('NOT_FOUND', `no bitmap '${name}'; it has: ${names.join(', ') || 'none'}`, {
@@ -124,10 +133,25 @@ function* setRuns(storage: Storage, geometry: Geometry, bitmap: Bitmap): Generat
   }
 }
 
-export function addBitmap(storage: Storage, name: string | undefined, granularity = DEFAULT_GRANULARITY): string {
+/** The id of a new bitmap: the one that is asked for, or any. @throws USAGE */
+export function newBitmapId(name: string | undefined): string {
+  return name === undefined ? randomGuid() : idOf(name)
+}
+
+/** @throws what `addBitmap` throws because of what is in the image. Changes nothing. */
+export function refuseAdding(storage: Storage, id: string, granularity: number | undefined): void {
+  withNew(storage, stateOf(storage), id, granularity)
+}
+
+/** @param id of `newBitmapId`. @throws EXISTS, USAGE, NO_SPACE */
+export function addBitmap(storage: Storage, id: string, granularity: number | undefined): void {
   const state = stateOf(storage)
+  replace(storage, state, withNew(storage, state, id, granularity))
+}
+
+/** The features with one more bitmap, in which nothing is set. */
+function withNew(storage: Storage, state: State, id: string, granularity = DEFAULT_GRANULARITY): Feature[] {
   const { geometry } = state
-  const id = name === undefined ? randomGuid() : idOf(name)
   const wrong = granularity < SECTOR || granularity > MAX_GRANULARITY || !Number.isInteger(Math.log2(granularity))
   if (wrong) throw new VdiskError('USAGE', `granularity ${granularity}: expected a power of two from ${SECTOR} on`)
   if (bitmapsOf(state).some((bitmap) => bitmap.id === id))
@@ -137,8 +161,9 @@ export function addBitmap(storage: Storage, name: string | undefined, granularit
   const entries = l1Entries(geometry, granularity)
   if (entries * 8 > geometry.clusterSize) throw tooMany(storage, granularity)
   const l1 = new Array<number>(entries).fill(L1_CLEAR)
-  replace(storage, state, [...known(state), bitmapFeature({ id, granularity, l1 }, geometry)])
-  return id
+  const features = [...known(state), bitmapFeature({ id, granularity, l1 }, geometry)]
+  if (!encodeExtension(features, geometry.clusterSize)) throw tooMany(storage, undefined)
+  return features
 }
 
 function tooMany(storage: Storage, granularity: number | undefined): VdiskError {

@@ -2,9 +2,9 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
-import type { BitmapFacts, BitmapTools, ByteRange, Format } from '../driver.js'
+import type { Format } from '../driver.js'
 import { attach } from './attach.js'
-import { addBitmap, bitmapExtents, clearBitmap, listBitmaps, removeBitmap } from './bitmaps.js'
+import { bitmapTools } from './bitmap-tools.js'
 import { bundleFacts, openBundle, partFacts } from './bundle.js'
 import { checkImage } from './check.js'
 import { checkBundle } from './check-bundle.js'
@@ -23,63 +23,6 @@ function holdsDescriptor(storage: Storage): boolean {
   const head = new Uint8Array(HEAD)
   const got = storage.read(head, 0, HEAD, 0)
   return isDescriptor(head.subarray(0, got))
-}
-
-/** A part of the disk with bitmaps of its own. */
-interface Place {
-  readonly start: number
-  readonly length: number
-  readonly storage: Storage
-}
-
-function places(layout: Layout, files: readonly Storage[]): Place[] {
-  if (layout.kind === 'image') return [{ start: 0, length: layout.geometry.size, storage: files[0]! }]
-  return layout.parts.map(({ start, length, file, image, name }) => {
-    if (!image)
-      throw new VdiskError('UNSUPPORTED', `its part '${name}' is plain, and can have no bitmaps`, {
-        path: files[0]!.path,
-      })
-    return { start, length, storage: files[file]! }
-  })
-}
-
-/** Ranges of parts as ranges of the disk, joined at the seams. */
-function* joined(parts: readonly Place[], name: string): Generator<ByteRange> {
-  let last: ByteRange | undefined
-  for (const { start: at, length: size, storage } of parts)
-    for (const range of bitmapExtents(storage, name)) {
-      const start = at + range.start
-      const length = Math.min(range.length, size - range.start)
-      if (length <= 0) continue
-      if (last && last.start + last.length === start) last = { start: last.start, length: last.length + length }
-      else {
-        if (last) yield last
-        last = { start, length }
-      }
-    }
-  if (last) yield last
-}
-
-const bitmaps: BitmapTools<Layout> = {
-  list(layout, files): BitmapFacts[] {
-    const found = new Map<string, BitmapFacts>()
-    if (layout.kind === 'bundle' && layout.parts.some(({ image }) => !image)) return []
-    for (const { storage } of places(layout, files))
-      for (const facts of listBitmaps(storage)) if (!found.has(facts.name)) found.set(facts.name, facts)
-    return [...found.values()]
-  },
-  extents: (layout, files, name) => joined(places(layout, files), name),
-  add(layout, files, name, granularity) {
-    let id = name
-    for (const { storage } of places(layout, files)) id = addBitmap(storage, id, granularity)
-    return id!
-  },
-  clear(layout, files, name) {
-    for (const { storage } of places(layout, files)) clearBitmap(storage, name)
-  },
-  remove(layout, files, name) {
-    for (const { storage } of places(layout, files)) removeBitmap(storage, name)
-  },
 }
 
 export const parallels: Format<Layout> = {
@@ -105,7 +48,7 @@ export const parallels: Format<Layout> = {
   facts: (layout, storage, files = []) =>
     layout.kind === 'bundle' ? bundleFacts(layout, partFacts(layout, files)) : imageFacts(storage),
   check: (context) => (holdsDescriptor(context.storage) ? checkBundle(context) : checkImage(context.storage, context)),
-  bitmaps,
+  bitmaps: bitmapTools,
   resize(layout, files, size) {
     if (layout.kind === 'bundle')
       throw new VdiskError('UNSUPPORTED', 'a bundle has the size that its descriptor says, and keeps it', {

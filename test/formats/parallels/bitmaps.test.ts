@@ -4,7 +4,10 @@ import t from 'tap'
 import { parallels } from '../../../lib/formats/parallels/format.js'
 import type { Image } from '../../../lib/image/image.js'
 import { openStorages } from '../../../lib/image/open.js'
+import { FaultStorage } from '../../../lib/storage/fault.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
+import type { Storage } from '../../../lib/storage/storage.js'
+import { bundleXml, NIL, TOP } from './bundles.js'
 import {
   BITMAP,
   bitmapData,
@@ -286,3 +289,119 @@ function contentsOf(storage: MemoryStorage): Buffer {
   storage.read(buffer, 0, buffer.length, 0)
   return buffer
 }
+
+/** A bundle of these parts, each of 64 clusters, as the tools get it. */
+function bundle(parts: readonly Storage[]) {
+  const xml = bundleXml({
+    sectors: SECTORS * parts.length,
+    storages: parts.map((_, i) => ({
+      start: SECTORS * i,
+      end: SECTORS * (i + 1),
+      images: [[TOP, 'Compressed', String(i)]],
+    })),
+    shots: [[TOP, NIL]],
+  })
+  const storage = MemoryStorage.create({ path: 'x.hdd/DiskDescriptor.xml', contents: Buffer.from(xml) })
+  const openFile = (name: string) => ({ index: 1 + Number(name), storage: parts[Number(name)]! })
+  const tools = parallels.bitmaps!
+  const open = () => parallels.open({ storage, path: storage.path, readOnly: false, openFile, warn: () => {} }).layout
+  const files = [storage, ...parts]
+  return {
+    list: () => tools.list(open(), files),
+    add: (name?: string, granularity = CLUSTER) => tools.add(open(), files, name, granularity),
+    clear: (name: string) => tools.clear(open(), files, name),
+    remove: (name: string) => tools.remove(open(), files, name),
+    extents: (name: string) =>
+      [...tools.extents(open(), files, name)].map(({ start, length }) => [start / CLUSTER, length / CLUSTER]),
+  }
+}
+
+const empty = (): MemoryStorage =>
+  MemoryStorage.create({
+    path: 'x.hds',
+    contents: imageBytes({ cluster: 8, sectors: SECTORS, dataOff: 8, size: CLUSTER }),
+  })
+
+function bytesOf(storage: Storage): Buffer {
+  const bytes = Buffer.alloc(storage.size())
+  storage.read(bytes, 0, bytes.length, 0)
+  return bytes
+}
+
+t.test('a bitmap of a bundle is one in all of its parts', async (t) => {
+  const parts = [empty(), empty(), empty()]
+  const tools = bundle(parts)
+  t.equal(tools.add(ID), ID)
+  t.same(tools.list(), [{ name: ID, granularity: CLUSTER, flags: [] }])
+  t.same(parts.map(list), Array(3).fill([{ name: ID, granularity: CLUSTER, flags: [] }]))
+  written(parts[0]!, (disk) => put(disk, 63))
+  written(parts[1]!, (disk) => put(disk, 0))
+  written(parts[2]!, (disk) => put(disk, 5))
+  t.same(tools.extents(ID), [
+    [63, 2],
+    [133, 1],
+  ])
+  tools.clear(ID)
+  t.same(tools.extents(ID), [])
+  tools.remove(ID)
+  t.same(parts.flatMap(list), [])
+  t.throws(() => tools.remove(ID), { code: 'NOT_FOUND', message: /no bitmap/ })
+})
+
+t.test('a bitmap that some parts of a bundle lack: nothing is changed but what can be removed', async (t) => {
+  const parts = [made({ bits: [3] }), empty(), made({ bits: [5] })]
+  const before = parts.map(bytesOf)
+  const unchanged = (name: string) =>
+    t.ok(
+      parts.every((part, i) => bytesOf(part).equals(before[i]!)),
+      name,
+    )
+  const tools = bundle(parts)
+  t.same(tools.list(), [{ name: ID, granularity: CLUSTER, flags: ['inconsistent'] }])
+  t.throws(() => tools.extents(ID), { code: 'NOT_FOUND', message: /lacks the bitmap/ })
+  t.throws(() => tools.clear(ID), { code: 'NOT_FOUND', message: /lacks the bitmap/ })
+  unchanged('clear')
+  t.throws(() => tools.add(ID), { code: 'EXISTS' })
+  unchanged('add of what a later part has')
+  t.same(bundle([parts[1]!, parts[0]!]).list(), tools.list())
+  t.throws(() => bundle([parts[1]!, parts[0]!]).add(ID), { code: 'EXISTS' })
+  unchanged('add of what the last part has')
+  t.throws(() => tools.extents(OTHER), { code: 'NOT_FOUND', message: /no bitmap/ })
+  t.throws(() => tools.clear(OTHER), { code: 'NOT_FOUND', message: /no bitmap/ })
+  tools.remove(ID)
+  t.same(parts.flatMap(list), [])
+  t.equal(tools.add(ID), ID)
+  const one = bundle([made({ inUse: 0 }), made({ bits: [5] })])
+  t.same(one.list(), [{ name: ID, granularity: CLUSTER, flags: ['in-use'] }], 'one part alone was not kept')
+  t.same(one.extents(ID), [
+    [0, 64],
+    [69, 1],
+  ])
+})
+
+t.test('a bitmap that a part of a bundle cannot have is added to none', async (t) => {
+  for (const errno of ['EIO', 'ENOSPC'] as const)
+    for (let nth = 1, fired = 1; fired > 0; nth++) {
+      const parts = [empty(), empty()]
+      const failing = new FaultStorage(parts[1]!)
+      const tools = bundle([parts[0]!, failing])
+      failing.fail({ kinds: ['write', 'sync', 'truncate', 'punch'], nth, errno })
+      try {
+        tools.add(ID)
+      } catch {
+        t.equal(failing.fired, 1)
+      }
+      fired = failing.fired
+      t.same(
+        parts.map((part) => list(part).length),
+        fired > 0 ? [0, 0] : [1, 1],
+        `${errno}, the ${nth}.`,
+      )
+      t.ok(nth < 50)
+      failing.heal()
+      t.same(
+        parts.flatMap(findings).filter((what) => what !== 'leak'),
+        [],
+      )
+    }
+})
