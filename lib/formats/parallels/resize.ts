@@ -4,11 +4,13 @@
  *
  * 1. the in-use mark → barrier
  * 2. clusters that are in the way are copied to the end → barrier → BAT entries → barrier
- * 3. new BAT entries are zeroed, an extension for the new size is written at the end → barrier
- * 4. the header: sizes, data offset, extension and mark, in one sector → barrier
- * 5. what nothing refers to any more is freed
+ * 3. where the extension is in the way, one of the same size at the end, in which all is set → barrier → the header refers
+ *    to it → barrier
+ * 4. new BAT entries are zeroed, an extension for the new size is written at the end → barrier
+ * 5. the header: sizes, data offset, extension and mark, in one sector → barrier
+ * 6. what nothing refers to any more is freed
  *
- * A crash before 4 leaves the old size, marked as in use, with leaked clusters.
+ * A crash before 5 leaves the old size, marked as in use, with leaked clusters and bitmaps that count all as changed.
  */
 
 import type { Storage } from '../../storage/storage.js'
@@ -23,6 +25,7 @@ import {
   L1_CLEAR,
   L1_SET,
   l1Entries,
+  withL1,
 } from './extension.js'
 import {
   BAT_ENTRY_SIZE,
@@ -98,12 +101,15 @@ class Resize {
 
   run(): void {
     const features = this.#loadFeatures()
+    // Here, because it throws where bitmaps do not fit.
+    this.#encoded(this.#resized(features))
     writeHeader(this.#storage, { ...this.#header, inUse: InUse.OPEN })
     this.#clearBehind(Math.min(this.#before.size, this.#after.size))
     this.#moveData()
     this.#moveBits(features)
+    this.#moveExtension(features)
     this.#extendBat()
-    const extOff = this.#newExtension(features)
+    const extOff = this.#writeExtension(this.#resized(features))
     this.#storage.sync()
     writeHeader(this.#storage, { ...this.#next, extOff: extOff / SECTOR, inUse: InUse.CLOSED })
     checkImage(this.#storage, { repair: 'leaks', found: () => {} })
@@ -187,6 +193,15 @@ class Resize {
         if (cluster > L1_SET && cluster < this.#after.dataStart) this.#move(cluster)
   }
 
+  /** What the header refers to until the end is whole: a stand-in, because the true extension is of the old size. */
+  #moveExtension(features: readonly Feature[]): void {
+    const { extOff } = this.#header
+    if (extOff === 0 || extOff * SECTOR >= this.#after.dataStart) return
+    const place = this.#writeExtension(withL1(features, this.#before, () => L1_SET))
+    this.#storage.sync()
+    writeHeader(this.#storage, { ...this.#header, extOff: place / SECTOR, inUse: InUse.OPEN })
+  }
+
   /** Everything is out of the way now: what is behind the old entries becomes new ones. */
   #extendBat(): void {
     const { batEnd, dataStart } = this.#after
@@ -194,24 +209,31 @@ class Resize {
     if (batEnd > this.#before.batEnd) this.#storage.zero(this.#before.batEnd, batEnd - this.#before.batEnd)
   }
 
-  /** @returns where the extension is from now on; 0: there is none. */
-  #newExtension(features: readonly Feature[]): number {
-    if (features.length === 0) return 0
-    const { clusterSize } = this.#after
-    const bytes = encodeExtension(
-      features.map((feature) => this.#resized(feature)),
-      clusterSize,
-    )
-    if (!bytes)
-      throw new VdiskError('NO_SPACE', 'its bitmaps for the new size do not fit into the format extension', {
-        path: this.#storage.path,
-      })
+  /** @returns where it is; 0 where it would hold nothing. */
+  #writeExtension(features: readonly Feature[]): number {
+    const bytes = this.#encoded(features)
+    if (!bytes) return 0
     const place = this.#newCluster()
     this.#storage.write(bytes, 0, bytes.length, place)
     return place
   }
 
-  #resized(feature: Feature): Feature {
+  /** @returns undefined where there is nothing. @throws NO_SPACE */
+  #encoded(features: readonly Feature[]): Uint8Array | undefined {
+    if (features.length === 0) return undefined
+    const bytes = encodeExtension(features, this.#before.clusterSize)
+    if (bytes) return bytes
+    throw new VdiskError('NO_SPACE', 'its bitmaps for the new size do not fit into the format extension', {
+      path: this.#storage.path,
+    })
+  }
+
+  /** The features for the new size, with the clusters of bits where they are now. */
+  #resized(features: readonly Feature[]): Feature[] {
+    return features.map((feature) => this.#resizedFeature(feature))
+  }
+
+  #resizedFeature(feature: Feature): Feature {
     const { bitmap, flags } = feature
     if (!bitmap) return feature
     const count = l1Entries(this.#after, bitmap.granularity)

@@ -6,6 +6,7 @@
 
 import t from 'tap'
 import { parallels } from '../../../lib/formats/parallels/format.js'
+import { resizeExpanding } from '../../../lib/formats/parallels/resize.js'
 import type { Image } from '../../../lib/image/image.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
@@ -172,3 +173,67 @@ for (const bitmap of [false, true])
       }
       t.ok(recorder.length > 20, 'there was something to lose')
     })
+
+/** Changed ranges in sectors; undefined: there is no such bitmap. */
+function bitmapOf(storage: MemoryStorage): [start: number, length: number][] | undefined {
+  const { layout } = parallels.open({ storage, path: 'x.hds', readOnly: true, warn: () => {} })
+  if (!parallels.bitmaps!.list(layout, [storage]).some(({ name }) => name === ID)) return undefined
+  const ranges = [...parallels.bitmaps!.extents(layout, [storage], ID)]
+  return ranges.map(({ start, length }) => [start / SECTOR, length / SECTOR])
+}
+
+/** Clusters that data, the extension and a bitmap's bits may have, each in the way of a larger table, or not. */
+const PLACES: readonly { readonly name: string; readonly extension: number; readonly bits: number }[] = [
+  { name: 'the extension alone in the way', extension: 1, bits: 5 },
+  { name: 'the extension and bits in the way', extension: 2, bits: 1 },
+  { name: 'bits in the way', extension: 5, bits: 1 },
+]
+
+for (const { name, extension, bits } of PLACES)
+  t.test(`a resize with ${name}`, async (t) => {
+    for (const clusters of [1100, 5000]) {
+      const file = imageBytes({
+        cluster: 8,
+        sectors: SECTORS,
+        dataOff: 8,
+        bat: [3, 0, 0, 4],
+        size: 6 * CLUSTER,
+        extOff: extension * 8,
+      })
+      const feature = { magic: BITMAP, data: bitmapData(SECTORS, ID, 8, [bits * 8]) }
+      extensionBytes(CLUSTER, [feature]).copy(file, extension * CLUSTER)
+      file[bits * CLUSTER] = 1 << 3
+      for (const n of [3, 4]) file.fill(0xe0 + n, n * CLUSTER, (n + 1) * CLUSTER)
+      const recorder = new Recorder()
+      const before = MemoryStorage.create({ path: 'x.hds', contents: file })
+      const data = look(openStorages([before], { readOnly: true }))
+      const storage = recorder.record(before)
+      resizeExpanding(storage, clusters * CLUSTER)
+      const judgeResize = (crashed: MemoryStorage, moment: string) => {
+        const disk = openStorages([crashed], { readOnly: true })
+        t.same(look(disk), data, `${moment}: content`)
+        const sectors = disk.size / SECTOR
+        disk.close()
+        t.ok(sectors === SECTORS || sectors === clusters * 8, `${moment}: one of two sizes`)
+        const found = bitmapOf(crashed)
+        const all = found?.length === 1 && found[0]![0] === 0 && found[0]![1] === sectors
+        if (!all) t.same(found, [[24, 8]], `${moment}: the bitmap says what it said, or all`)
+        const writable = openStorages([crashed])
+        writable.write(Buffer.alloc(SECTOR, 0x55), 0, SECTOR, 9 * SECTOR)
+        writable.close()
+        const after = bitmapOf(crashed)
+        t.ok(
+          after?.some(([start, length]) => start <= 8 && start + length >= 16),
+          `${moment}: what is written then is in it`,
+        )
+        const again = openStorages([crashed], { readOnly: true })
+        t.same(look(again), data.with(9, 0x55), `${moment}: content after a write`)
+        again.close()
+      }
+      for (let moment = 0; moment <= recorder.length; moment++) {
+        judgeResize(recorder.prefix(moment)[0]!, `${clusters}, the first ${moment}`)
+        for (const [sample, tearing] of (['none', 512, 4096] satisfies Tearing[]).entries())
+          judgeResize(recorder.crash(moment, 10 * moment + sample, tearing)[0]!, `${clusters}, ${moment}, ${tearing}`)
+      }
+    }
+  })

@@ -1,6 +1,6 @@
 /** Resizing: the table moves into the data, bitmaps follow, nothing old shows up in what is new. */
 
-import { statSync, writeFileSync } from 'node:fs'
+import { readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { eachBitmapExtent } from '../../../lib/image/bitmaps.js'
@@ -109,6 +109,15 @@ t.test('bitmaps get the new size, and move where they are in the way', async (t)
     [2, 1],
   ])
   t.same(checkImage(path).findings, [])
+})
+
+t.test('bitmaps that would be too large: nothing is changed', async (t) => {
+  const path = image(t, { extOff: 8, size: 2 * CLUSTER }, (file) => {
+    extensionBytes(CLUSTER, [{ magic: BITMAP, data: bitmapData(64 * 8, ID, 1, [1]) }]).copy(file, CLUSTER)
+  })
+  const before = readFileSync(path)
+  t.throws(() => resizeImage(path, { size: 2 ** 34 }), { code: 'NO_SPACE', message: /do not fit/ })
+  t.ok(readFileSync(path).equals(before))
 })
 
 t.test('sizes that cannot be', async (t) => {
