@@ -3,6 +3,7 @@
  * however large the file is: clusters are looked at in windows.
  */
 
+import { isDevice } from '../../storage/device.js'
 import type { Finding } from '../driver.js'
 import { UsedClusters, WINDOW } from './gaps.js'
 import { BAT_ENTRY_SIZE, FLAG_EMPTY, HEADER_SIZE, MAX_ENTRY } from './header.js'
@@ -247,12 +248,12 @@ export class ClusterCheck {
     return end
   }
 
-  /** What is behind the last cluster in use. */
+  /** What is behind the last cluster in use. A block device cannot be cut: there it is room for clusters to come. */
   #checkTail(): void {
     const { clusterSize } = this.#r.geometry
     const size = this.#r.storage.size()
     const tail = this.#lastUsed
-    if (size <= tail) return
+    if (size <= tail || isDevice(this.#r.storage)) return
     const count = Math.ceil((size - tail) / clusterSize)
     const message = `${count} clusters from byte ${tail} on, at the file's end, are used by nothing`
     if (this.#r.leaks) {

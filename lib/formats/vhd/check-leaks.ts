@@ -1,6 +1,6 @@
 /** Space of a disk with blocks that belongs to none of them: told, and given back where it is sure that nothing is lost. */
 
-import { fstatSync } from 'node:fs'
+import { isDevice } from '../../storage/device.js'
 import type { Storage } from '../../storage/storage.js'
 import { nextNonZero } from './check-bitmap.js'
 import type { GrowingCheck } from './check-report.js'
@@ -63,9 +63,4 @@ function filledPieces(storage: Storage, start: number, end: number, size: number
     at = next < end ? nextNonZero(storage, next, end) : end
   }
   return count
-}
-
-/** A block device cannot be cut. */
-function isDevice({ descriptor }: Storage): boolean {
-  return descriptor !== undefined && fstatSync(descriptor).isBlockDevice()
 }

@@ -7,9 +7,10 @@ import { eachBitmapExtent } from '../../../lib/image/bitmaps.js'
 import { checkImage } from '../../../lib/image/check.js'
 import { openImage } from '../../../lib/image/open.js'
 import { resizeImage } from '../../../lib/image/resize.js'
+import { attachLoop } from '../../support/mounts.js'
 import { must } from '../../support/run.js'
 import { type TestCase, temporaryFolder } from '../../support/temp.js'
-import { BITMAP, bitmapData, extensionBytes, type ImageParts, imageBytes, KiB } from './bytes.js'
+import { BITMAP, bitmapData, CLOSED, extensionBytes, type ImageParts, imageBytes, KiB } from './bytes.js'
 
 const CLUSTER = 4 * KiB
 const ID = '00112233-4455-6677-8899-aabbccddeeff'
@@ -125,4 +126,23 @@ t.test('sizes that cannot be', async (t) => {
   t.throws(() => resizeImage(older, { size: 2 ** 41 + 512 }), { code: 'USAGE', message: /cannot count/ })
   t.throws(() => resizeImage(older, { size: -(2 ** 40), relative: true, shrink: true }), { code: 'USAGE' })
   t.same(clusters(older, [0, 1, 2]), [1, 2, 3])
+})
+
+t.test('on a block device, which keeps its size', async (t) => {
+  const path = image(t, { bat: [1, 2, 3], size: 16 * CLUSTER }, (file) => file.fill(0, 4 * CLUSTER))
+  const device = attachLoop(t, path)
+  t.same(checkImage(device).findings, [])
+  t.same(resizeImage(device, { size: 100 * CLUSTER }), { before: 64 * CLUSTER, after: 100 * CLUSTER })
+  t.equal(readFileSync(path).readUInt32LE(44), CLOSED)
+  t.same(clusters(device, [0, 1, 2, 3, 99]), [1, 2, 3, 0, 0])
+  const disk = openImage(device)
+  disk.write(Buffer.alloc(CLUSTER, 9), 0, CLUSTER, 99 * CLUSTER)
+  disk.close()
+  t.same(clusters(device, [0, 1, 2, 3, 99]), [1, 2, 3, 0, 9])
+  for (const repair of ['none', 'leaks', 'all'] as const) t.same(checkImage(device, { repair }).findings, [])
+  resizeImage(device, { size: 2 * CLUSTER, shrink: true })
+  t.equal(readFileSync(path).readUInt32LE(44), CLOSED)
+  t.same(clusters(device, [0, 1]), [1, 2])
+  t.same(checkImage(device).findings, [])
+  t.equal(statSync(path).size, 16 * CLUSTER)
 })
