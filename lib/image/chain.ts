@@ -1,8 +1,9 @@
 /** From a path to the open layers of an image: detection, locks, parents through the gate, loops refused. */
 
 import { existsSync, fstatSync, realpathSync, statSync } from 'node:fs'
-import { join, resolve } from 'node:path'
+import { basename, join, resolve } from 'node:path'
 import type { Format, Opened, OpenedFile, ParentRequest } from '../formats/driver.js'
+import { raw } from '../formats/raw.js'
 import { detect, findFormat, formats } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
@@ -187,14 +188,19 @@ function whereLooked(places: readonly string[]): string {
   return places.length === 0 ? 'it names no place to look in' : `looked for ${places.join(', ')}`
 }
 
-/** Looks at the content alone: a name says nothing. */
+/**
+ * Looks at the content alone: a name says nothing. But the file that makes a folder an image is never a disk by itself,
+ * however damaged it is.
+ */
 export function detectFormat(storage: Storage): Format {
   const size = storage.size()
   const head = new Uint8Array(Math.min(PROBE_HEAD, size))
   const tail = new Uint8Array(Math.min(PROBE_TAIL, size))
   storage.read(head, 0, head.length, 0)
   storage.read(tail, 0, tail.length, size - tail.length)
-  return detect({ path: storage.path, size, head, tail })
+  const found = detect({ path: storage.path, size, head, tail })
+  const byName = found === raw && formats.find(({ folder }) => folder === basename(storage.path))
+  return byName || found
 }
 
 /** What finding a layer's parent needs to know of it. */

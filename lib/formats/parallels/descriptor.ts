@@ -95,6 +95,9 @@ class Reader {
 
   #parse(xml: string): Node {
     const text = xml.replace(/^\uFEFF/, '')
+    if (text.trim() === '') throw this.#corrupt('it is empty')
+    // What UTF-16 looks like, with or without its mark.
+    if (/\0|^\uFFFD/.test(text)) throw this.#corrupt('it is no XML in UTF-8')
     if (/<!DOCTYPE/i.test(text)) throw this.#corrupt('it has a document type, expected none')
     let document: Node
     try {
@@ -168,7 +171,16 @@ class Reader {
     const type = this.#text(node, 'Type').trim()
     if (type !== 'Plain' && type !== 'Compressed')
       throw this.#unsupported(`an image of type '${type}', expected Plain or Compressed`)
-    return { guid: this.#guid(node, 'GUID'), plain: type === 'Plain', file: this.#text(node, 'File').trim() }
+    return { guid: this.#guid(node, 'GUID'), plain: type === 'Plain', file: this.#file(node) }
+  }
+
+  /** A name that can be one: where it leads is for others to judge. */
+  #file(node: Node): string {
+    const file = this.#text(node, 'File').trim()
+    const last = file.split(/[\\/]/).at(-1)!
+    if (['', '.', '..'].includes(last) || file.includes('\0'))
+      throw this.#corrupt(`the File of an image is '${file}', expected the name of a file`)
+    return file
   }
 
   /** Storages lie side by side; sorts them. */

@@ -1,5 +1,6 @@
 /** Parallels, as the registry knows it: an expanding image (.hds), or a bundle of such and plain images (.hdd). */
 
+import { basename } from 'node:path'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { Format } from '../driver.js'
@@ -19,10 +20,12 @@ import { resizeExpanding } from './resize.js'
 /** The descriptor's first bytes, enough to find its root element. */
 const HEAD = 4096
 
+/** A file of that name is a descriptor also where nothing in it says so: what is wrong with it is said then. */
 function holdsDescriptor(storage: Storage): boolean {
   const head = new Uint8Array(HEAD)
   const got = storage.read(head, 0, HEAD, 0)
-  return isDescriptor(head.subarray(0, got))
+  const found = head.subarray(0, got)
+  return isDescriptor(found) || (basename(storage.path) === DESCRIPTOR_NAME && !isParallels(found))
 }
 
 export const parallels: Format<Layout> = {

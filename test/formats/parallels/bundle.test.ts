@@ -9,6 +9,7 @@ import { createImage } from '../../../lib/image/create.js'
 import type { Image } from '../../../lib/image/image.js'
 import { chainInfo, imageInfo } from '../../../lib/image/info.js'
 import { openImage } from '../../../lib/image/open.js'
+import { openOverlay } from '../../../lib/image/overlay.js'
 import { must } from '../../support/run.js'
 import { type TestCase, temporaryFolder } from '../../support/temp.js'
 import { type BundleParts, bundleXml, guid, NIL, TOP } from './bundles.js'
@@ -404,6 +405,37 @@ t.test('parts that do not fit, and parts from elsewhere', async (t) => {
   const xml = readFileSync(join(outside, 'DiskDescriptor.xml'), 'utf8')
   writeFileSync(join(outside, 'DiskDescriptor.xml'), xml.replace('part1.0.hds', '/etc/passwd'))
   t.throws(() => contents(outside), { code: 'GATE', message: /\/etc\/passwd.*--backing-dir/ })
+})
+
+t.test('a descriptor that cannot be read is no disk', async (t) => {
+  const folder = bundle(t, [TOP])
+  const path = join(folder, 'DiskDescriptor.xml')
+  const xml = readFileSync(path, 'utf8')
+  const swapped = (bytes: Buffer) => bytes.swap16()
+  const broken: readonly (readonly [bytes: Buffer, message: RegExp])[] = [
+    [Buffer.alloc(0), /it is empty/],
+    [Buffer.alloc(10000), /no XML in UTF-8/],
+    [Buffer.from(`\uFEFF${xml}`, 'utf16le'), /no XML in UTF-8/],
+    [swapped(Buffer.from(`\uFEFF${xml}`, 'utf16le')), /no XML in UTF-8/],
+    [Buffer.from(xml, 'utf16le'), /no XML in UTF-8/],
+    [Buffer.from('no XML at all'), /line 1/],
+    [Buffer.from(xml.slice(0, 20)), /DiskDescriptor\.xml: ./],
+    [Buffer.from(xml.replace('<StorageData>', '<!--')), /DiskDescriptor\.xml: ./],
+  ]
+  for (const [bytes, message] of broken) {
+    writeFileSync(path, bytes)
+    for (const image of [folder, path]) {
+      const wanted = { code: 'CORRUPT', message }
+      for (const readOnly of [true, false]) t.throws(() => openImage(image, { readOnly }), wanted)
+      t.throws(() => imageInfo(image), wanted)
+      for (const repair of ['none', 'all'] as const) t.throws(() => checkImage(image, { repair }), wanted)
+      t.throws(() => openOverlay(image, undefined), wanted)
+    }
+    t.ok(readFileSync(path).equals(bytes), 'nothing was written')
+  }
+  writeFileSync(path, xml.replace('<Parallels_disk_image', `<!--${'c'.repeat(9000)}--><Parallels_disk_image`))
+  for (const image of [folder, path]) t.equal(contents(image).length, SIZE, 'a long comment in front')
+  t.same(checkImage(folder).findings, [])
 })
 
 t.test('a folder that is no bundle; a snapshot of what has none', async (t) => {
