@@ -229,7 +229,8 @@ export class Metadata {
     const { control, unsynced } = this.#views
     if (Atomics.load(control, Control.DIRTY_SECTORS) !== 0) return true
     for (let file = 0; file < unsynced.length; file++) if (Atomics.load(unsynced, file) !== 0) return true
-    if (Atomics.load(control, Control.COMMIT_MUTEX) !== 0 || Atomics.load(control, Control.BARRIER_MUTEX) !== 0) return true
+    if (Atomics.load(control, Control.COMMIT_MUTEX) !== 0 || Atomics.load(control, Control.BARRIER_MUTEX) !== 0)
+      return true
     // What failed in between is not under way any more, and is dirty again.
     return this.failed || Atomics.load(control, Control.DIRTY_SECTORS) !== 0
   }
