@@ -202,6 +202,26 @@ for (const format of FORMATS) {
   })
 }
 
+t.test('a parent that grows, and whose file ends inside of its last block', async (t) => {
+  const folder = temporaryFolder(t)
+  const [base, child] = [join(folder, 'base.vhdx'), join(folder, 'child.vhdx')]
+  const options = 'subformat=fixed,block_size=8M,block_state_zero=off'
+  must('qemu-img', ['create', '-q', '-f', 'vhdx', '-o', options, base, '12M'])
+  change(base, [[0, 12 * MiB, 1]])
+  createImage(child, { format: 'vhdx', backing: base, size: 20 * MiB })
+  change(child, [[15 * MiB, 5 * MiB, 2]])
+  const expected = Buffer.alloc(20 * MiB)
+  expected.fill(1, 0, 12 * MiB).fill(2, 15 * MiB)
+  commitImage(child)
+  for (const path of [base, child]) {
+    t.ok(same(content(path), expected))
+    t.same(checkImage(path).findings, [])
+  }
+  const raw = join(folder, 'raw')
+  must('qemu-img', ['convert', '-f', 'vhdx', '-O', 'raw', base, raw])
+  t.ok(same(readFileSync(raw), expected), 'as QEMU reads it')
+})
+
 t.test('a QCOW2 overlay is committed into images of other formats', async (t) => {
   for (const format of ['vhd', 'raw']) {
     const folder = temporaryFolder(t)

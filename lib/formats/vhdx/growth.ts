@@ -33,11 +33,14 @@ export class Growth {
   begin(): void {
     const { state, metadata, space, files } = this.#context
     const storage = this.#storage
-    const limit = storage.size()
+    const size = storage.size()
     const { logOffset, logLength } = this.#layout.header
     // It may lie in a hole, where the file was copied; a commit is not to fail for that.
     storage.reserve(logOffset, logLength)
-    const { end, gaps } = scanTable(this.#layout, storage, limit)
+    const { end, gaps } = scanTable(this.#layout, storage, size)
+    const limit = Math.max(size, end)
+    // The space of a block that the file ends inside of may become that of another one, which needs all of it.
+    if (size < limit) storage.truncate(limit)
     this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: this.#layout.nextDataWriteGuid })
     // A crash may have left data there that nothing refers to.
     for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)

@@ -87,7 +87,7 @@ export const MAX_UNITS = 2 ** 27
 const MAX_GAPS = 16384
 
 export interface TableScan {
-  /** End of the last block or other area. */
+  /** End of the last block or other area; it may lie behind the end of the file. */
   readonly end: number
   /** Between them what nothing refers to, in order. */
   readonly gaps: readonly Range[]
@@ -113,7 +113,8 @@ export function scanTable(layout: VhdxLayout, storage: Storage, limit: number): 
     const needed = isBitmap ? BITMAP_BYTES : usedOf(layout, block)
     if (exclusive) checkPlace(layout, nameOf(entry), place, needed, limit)
     if (used.mark(place, place + kept) && exclusive) throw overlap(layout, entry)
-    end = Math.max(end, Math.min(place + kept, Math.ceil(limit / UNIT) * UNIT))
+    // Where the file ends inside of its last block, that block's space goes on behind the end.
+    if (place < limit) end = Math.max(end, place + kept)
   })
   return { end, gaps: used.gaps(Math.min(end, MAX_UNITS * UNIT)) }
 }

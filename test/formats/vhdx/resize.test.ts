@@ -1,3 +1,4 @@
+import { statSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { parseOptions } from '../../../lib/formats/options.js'
@@ -83,6 +84,38 @@ function tableOf(path: string): number {
   storage.close()
   return offset
 }
+
+t.test('a file of QEMU that ends inside of its last block: that block keeps all of its space', async (t) => {
+  for (const [name, before, after, moves] of [
+    ['in place', 12 * MiB, 36 * MiB, false],
+    ['the table moves', 1000 * GiB + 4 * MiB, 1100 * GiB, true],
+  ] as const) {
+    const path = join(temporaryFolder(t), 'image.vhdx')
+    const options = 'subformat=fixed,block_size=8M,block_state_zero=off'
+    must('qemu-img', ['create', '-q', '-f', 'vhdx', '-o', options, path, `${before}`])
+    t.equal(statSync(path).size % (8 * MiB), before % (8 * MiB), name)
+    const table = tableOf(path)
+    const [first, last] = [
+      { offset: 0, length: 5000, value: 1 },
+      { offset: before - 4096, length: 4096, value: 2 },
+    ]
+    write(path, first, last)
+    resizeImage(path, { size: after })
+    t.equal(tableOf(path) !== table, moves)
+    const zeros = { offset: before, length: 10 * MiB, value: 0 }
+    const end = { offset: after - 5 * MiB, length: 5 * MiB, value: 0 }
+    expect(t, path, after, first, last, zeros, end)
+    const blocks = { offset: before + 4 * MiB, length: 9 * MiB, value: 3 }
+    write(path, blocks, { ...end, length: 512, value: 4 })
+    expect(t, path, after, first, last, { ...zeros, length: 4 * MiB }, blocks, { ...end, length: 512, value: 4 })
+    must('qemu-img', ['check', '-q', '-f', 'vhdx', path])
+    const reads = [last, { ...zeros, length: 4 * MiB }, blocks].flatMap(({ offset, length, value }) => [
+      '-c',
+      `read -P ${value} ${offset} ${length}`,
+    ])
+    t.notMatch(must('qemu-io', ['-r', '-f', 'vhdx', ...reads, path]), /failed/)
+  }
+})
 
 t.test('smaller, and larger again: what was cut off does not come back', async (t) => {
   for (const options of [['block_size=1M'], ['block_size=1M', 'subformat=fixed']]) {

@@ -1,4 +1,4 @@
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { parseOptions } from '../../../lib/formats/options.js'
 import { vhdx } from '../../../lib/formats/vhdx/format.js'
 import { describeLog } from '../../../lib/formats/vhdx/log-facts.js'
@@ -138,6 +138,51 @@ t.test('space between blocks is found when writing begins', async (t) => {
   t.same(bytesAt(storage, 4 * MiB + 512, 100), new Uint8Array(100), 'what was there is gone')
   t.equal(storage.size(), 132 * MiB)
 })
+
+/** A disk of a block and a half, of which the half has ones, in a file that ends where they do. */
+function cutShort(): MemoryStorage {
+  const storage = newImage(12 * MiB, ['block_size=8M'])
+  const image = openStorages([storage])
+  fill(image, 8 * MiB, 4 * MiB, 1)
+  image.close()
+  t.equal(u64At(storage, OUR_BAT + 8), entry(6, 4))
+  storage.truncate(8 * MiB)
+  return storage
+}
+
+t.test('a file that ends inside of its last block: new blocks come behind all of its space', async (t) => {
+  const storage = cutShort()
+  const image = openStorages([storage])
+  fill(image, 0, 8 * MiB, 2)
+  image.close()
+  t.same([u64At(storage, OUR_BAT), u64At(storage, OUR_BAT + 8)], [entry(6, 12), entry(6, 4)])
+  expectHalves(t, storage, 2, 1)
+})
+
+t.test('the space of a block that the file ends inside of is whole when it is used again', async (t) => {
+  const storage = cutShort()
+  const image = openStorages([storage])
+  image.zero(8 * MiB, 4 * MiB, true)
+  image.flush()
+  fill(image, 0, 512, 2)
+  image.flush()
+  t.equal(u64At(storage, OUR_BAT), entry(6, 4))
+  fill(image, 512, 8 * MiB - 512, 2)
+  image.close()
+  expectHalves(t, storage, 2, 0)
+})
+
+/** That the blocks of such a disk have these bytes. */
+function expectHalves(t: Test, storage: MemoryStorage, first: number, second: number): void {
+  const image = openStorages([storage])
+  const bytes = new Uint8Array(12 * MiB)
+  image.read(bytes, 0, bytes.length, 0)
+  t.equal(
+    bytes.findIndex((byte, i) => byte !== (i < 8 * MiB ? first : second)),
+    -1,
+  )
+  image.close()
+}
 
 t.test('a block that keeps a place without data is not given away while it does', async (t) => {
   const storage = windowsImage({ bat: [entry(3, 4), entry(1, 36)], size: 68 * MiB })
