@@ -2,8 +2,8 @@
  * Giving a disk another size.
  *
  * 1. new GUIDs in the headers; barrier
- * 2. what nothing refers to yet: new blocks, a new place for a table that does not fit any more, entries behind the old
- *    end; barrier
+ * 2. what nothing refers to yet: what the file has behind its last block becomes zeros; new blocks, a new place for a
+ *    table that does not fit any more, entries behind the old end; barrier
  * 3. one log entry: the size, the page of the table in which the old end lies, the bitmap of the last block, the region
  *    tables; barrier; the log's GUID in the headers; barrier; the pages in place; barrier; the log is emptied; barrier
  * 4. what nothing refers to any more is given back
@@ -70,6 +70,8 @@ class Enlargement {
   /** Where the table will be. */
   readonly #tableOffset: number
   readonly #moves: boolean
+  /** Where nothing is in use any more, before anything is new. */
+  readonly #free: number
   /** End of what is in use, with what is new. */
   #end: number
 
@@ -81,6 +83,7 @@ class Enlargement {
     this.#pages = new LoggedPages(storage)
     this.#moves = geometry.entries * ENTRY_BYTES > regions.bat.length
     this.#tableOffset = this.#moves ? end : layout.tableOffset
+    this.#free = end
     this.#end = end + (this.#moves ? this.#tableBytes : 0)
   }
 
@@ -90,6 +93,8 @@ class Enlargement {
 
   run(): void {
     const storage = this.#storage
+    // A crash, or another program, may have left data there, and blocks of fixed and differencing disks show all they have.
+    storage.punch(this.#free, Math.max(0, storage.size() - this.#free))
     if (this.#moves) this.#copyTable()
     this.#newEntries()
     this.#restOfLastBlock()

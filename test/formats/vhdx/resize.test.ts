@@ -1,4 +1,4 @@
-import { statSync } from 'node:fs'
+import { appendFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { parseOptions } from '../../../lib/formats/options.js'
@@ -135,6 +135,23 @@ t.test('smaller, and larger again: what was cut off does not come back', async (
       { offset: 2 * MiB + 1024, length: 8 * MiB - 1024, value: 0 },
     )
   }
+})
+
+t.test('what a crash or somebody else left behind the last block is never shown', async (t) => {
+  const folder = temporaryFolder(t)
+  const [fixed, parent, child] = ['fixed.vhdx', 'parent.vhdx', 'child.vhdx'].map((name) => join(folder, name))
+  createImage(fixed!, { format: 'vhdx', size: 2 * MiB, options: ['subformat=fixed', 'block_size=1M'] })
+  createImage(parent!, { format: 'vhdx', size: 4 * MiB })
+  createImage(child!, { format: 'vhdx', backing: parent!, size: 2 * MiB - 4096, options: ['block_size=1M'] })
+  for (const path of [fixed!, child!]) {
+    const ones = { offset: 0, length: MiB, value: 1 }
+    write(path, ones)
+    appendFileSync(path, Buffer.alloc(4 * MiB, 'Z'))
+    resizeImage(path, { size: 5 * MiB })
+    expect(t, path, 5 * MiB, ones, { offset: MiB, length: 4 * MiB, value: 0 })
+  }
+  must('qemu-img', ['check', '-q', '-f', 'vhdx', fixed!])
+  t.notMatch(must('qemu-io', ['-r', '-f', 'vhdx', '-c', 'read -P 0 1M 4M', fixed!]), /failed/)
 })
 
 t.test('a differencing disk that was smaller than its parent does not show more of it', async (t) => {
