@@ -27,6 +27,8 @@ export interface RebaseContext {
    * both states) or was changed (`after`). Undefined: it is another one.
    */
   readonly change?: 'before' | 'after' | undefined
+  /** Only whether it can have that parent is looked at, and nothing is written. */
+  readonly look?: boolean
 }
 
 export interface CreateContext {
@@ -110,7 +112,7 @@ export interface Format<Layout = unknown> {
   resize?(layout: Layout, files: readonly Storage[], size: number, help: ResizeHelp): void
   /**
    * Names another parent in an image that nobody else has open, and makes that durable; nothing else changes.
-   * @throws USAGE for a parent that it cannot have
+   * @throws USAGE for a parent that it cannot have: before anything is written
    */
   rebase?(layout: Layout, files: readonly Storage[], context: RebaseContext): void
   /**

@@ -26,6 +26,8 @@ export interface OpenContext {
   readonly readOnly: boolean
   /** The snapshot that is wanted, by its name or id; undefined: the newest state. Only for `Format.snapshots`. */
   readonly snapshot?: string | undefined
+  /** What is going to be written leaves every byte of the disk as it reads: its children need not hear of it. */
+  readonly sameContent?: boolean | undefined
   /**
    * Opens one more file of this layer, through the gate: the first of these absolute paths where there is one. It is
    * writable and locked as the image itself, is closed with it, and becomes the next of `LayerContext.files`.

@@ -39,6 +39,8 @@ export interface ChainOptions {
   readonly lock: boolean
   /** The top layer is written, and durable when it was closed and not before. */
   readonly syncAtClose?: boolean | undefined
+  /** See `OpenContext`. */
+  readonly sameContent?: boolean | undefined
   /** False: the top layer alone. */
   readonly parents: boolean
   /** False: parents are where the images say, or nowhere. */
@@ -135,7 +137,9 @@ function openLayer(storage: Storage, gate: Gate, options: ChainOptions, wanted: 
   }
   const secret = options.secret && { secret: options.secret }
   try {
-    const opened = format.open({ storage, path: realpathSync(path), readOnly, snapshot, openFile, ...secret, warn })
+    const { sameContent } = options
+    const real = realpathSync(path)
+    const opened = format.open({ storage, path: real, readOnly, snapshot, sameContent, openFile, ...secret, warn })
     if (trace.enabled) trace(`${path}: ${format.name}, ${opened.size} bytes`)
     const guessedRaw = wanted.format === undefined && format.name === 'raw'
     return { path, format, guessedRaw, storage: opened.storage ?? storage, files, snapshot, opened }

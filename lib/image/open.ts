@@ -49,6 +49,8 @@ export interface OpenOptions {
   readonly lock?: boolean
   /** What is written is durable when the image was closed, and not before: `flush` promises nothing. */
   readonly syncAtClose?: boolean
+  /** See `OpenContext`. */
+  readonly sameContent?: boolean
   /**
    * The passphrase of every layer that is encrypted, or a function that gives it, and is called only where one is.
    * Default: there is none; opening an encrypted image fails with ACCESS then.
@@ -69,6 +71,7 @@ export function chainOptions(options: OpenOptions): ChainOptions {
     parents: true,
     guess: options.guess,
     syncAtClose: options.syncAtClose,
+    sameContent: options.sameContent,
     secret: secretFunction(options.secret),
     warn: (message) => options.warn?.(printable(message)),
   }

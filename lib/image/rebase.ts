@@ -38,8 +38,9 @@ export function rebaseImage(path: string, options: RebaseOptions): void {
   const backing = findBacking(options)
   // A look at what is possible, before anything is written.
   change(path, { ...opening, readOnly: true }, (layers) => {
-    const { format: kind } = layers[0]!
+    const { format: kind, opened, storage, files } = layers[0]!
     if (!kind.rebase) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} have no parents`, { path })
+    kind.rebase(opened.layout, [storage, ...files], { path: resolve(path), backing, look: true })
   })
   if (!unsafe) {
     if (backing) refuseDescendant(path, backing, options)
@@ -88,7 +89,7 @@ function refuseDescendant(path: string, backing: Backing, { backingDirs = [], se
 function bringUp(path: string, backing: Backing | undefined, options: RebaseOptions): void {
   const { format, backingDirs = [], secret, warn, onProgress } = options
   const opening = { backingDirs, secret, ...(warn && { warn }) }
-  const image = openImage(path, { ...opening, readOnly: false, format, guess: false })
+  const image = openImage(path, { ...opening, readOnly: false, format, guess: false, sameContent: true })
   try {
     const below = backing && openImage(backing.path, { ...opening, readOnly: true, format: backing.format })
     try {

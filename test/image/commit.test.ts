@@ -187,6 +187,35 @@ for (const format of FORMATS) {
     t.throws(() => rebaseImage(base, { backing: join(folder, 'none') }), { code: 'NOT_FOUND' })
   })
 
+  t.test(`${format}: rebase of an image that has children`, async (t) => {
+    const { folder, base, child } = family(t, format)
+    const other = join(folder, `other.${format}`)
+    createImage(other, { format, size: SIZE, options: OPTIONS[format]! })
+    change(other, [[2 * MiB, 5 * MiB, 6]])
+    const grandchild = join(folder, `grandchild.${format}`)
+    createImage(grandchild, { format, backing: child, options: OPTIONS[format]! })
+    change(grandchild, [[7 * MiB, MiB, 7]])
+    const before = content(grandchild)
+    const { mtime } = statSync(child)
+    for (const backing of [other, base]) {
+      rebaseImage(child, { backing })
+      // All that a VHD has to tell by is this.
+      utimesSync(child, mtime, mtime)
+      t.ok(same(content(grandchild), before), 'they show what they did')
+    }
+    commitImage(grandchild)
+    t.ok(same(content(child), before))
+  })
+
+  t.test(`${format}: a parent that it cannot have is refused before anything is written`, async (t) => {
+    const { folder, child } = family(t, format)
+    const before = readFileSync(child)
+    for (const [backing, backingFormat, message] of foreign(folder, format)) {
+      t.throws(() => rebaseImage(child, { backing, backingFormat }), { code: 'USAGE', message })
+      t.ok(same(readFileSync(child), before), 'not a byte was changed')
+    }
+  })
+
   t.test(`${format}: rebase to nothing`, async (t) => {
     const { child, base } = family(t, format)
     const before = content(child)
@@ -200,6 +229,21 @@ for (const format of FORMATS) {
     t.ok(same(content(child), before))
     must('qemu-img', ['check', '-q', child])
   })
+}
+
+/** Images that none of this format can be over. */
+function foreign(folder: string, format: string): [path: string, format: string, message: RegExp][] {
+  const made: [path: string, format: string, message: RegExp][] = []
+  if (format === 'qcow2') {
+    // 1023 bytes is what a name may have.
+    const deep = join(folder, ...new Array<string>(5).fill('x'.repeat(250)))
+    mkdirSync(deep, { recursive: true })
+    made.push([join(deep, 'base.qcow2'), 'qcow2', /the backing file's name has \d+ bytes/])
+  } else made.push([join(folder, 'foreign.qcow2'), 'qcow2', /and .* is qcow2$/])
+  if (format === 'vhdx') made.push([join(folder, '4k.vhdx'), 'vhdx', /sectors are 512 bytes, and those of .* 4096$/])
+  const options = { qcow2: [], vhdx: ['logical_sector_size=4096'] } as Readonly<Record<string, readonly string[]>>
+  for (const [path, name] of made) createImage(path, { format: name, size: 4 * MiB, options: options[name]! })
+  return made
 }
 
 t.test('a parent that grows, and whose file ends inside of its last block', async (t) => {

@@ -8,14 +8,14 @@ import { aroundChange } from './bitmap-tools.js'
 import { backingFormat } from './create.js'
 import { Edit } from './edit.js'
 import { ExtensionType } from './extensions.js'
-import { Autoclear, type Header, MAX_BACKING_NAME, readHeader } from './header.js'
+import { Autoclear, encodeHeader, type Header, MAX_BACKING_NAME, readHeader } from './header.js'
 import { changeHeader } from './header-change.js'
 import { writeDiskFields } from './header-fields.js'
 
 const ENTRY_BYTES = 8
 
 /** @throws USAGE for a name that is too long, or where the disk cannot be over another one */
-export function rebaseQcow2(storage: Storage, { path, backing, change }: RebaseContext): void {
+export function rebaseQcow2(storage: Storage, { path, backing, change, look }: RebaseContext): void {
   // Nothing is kept that the content of the backing file decides.
   if (change !== undefined) return
   const header = readHeader(storage)
@@ -28,7 +28,8 @@ export function rebaseQcow2(storage: Storage, { path, backing, change }: RebaseC
   const others = header.extensions.filter(({ type }) => type !== ExtensionType.BACKING_FORMAT)
   const extensions = backing ? [backingFormat(backing), ...others] : others
   const next: Header = { ...header, backingName, extensions }
-  changeHeader(storage, next)
+  if (look) encodeHeader(next, storage.path)
+  else changeHeader(storage, next)
 }
 
 /** A new L1 table with nothing in it; snapshots keep what they have. The order of writes is `Edit`'s. */

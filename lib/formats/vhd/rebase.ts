@@ -28,15 +28,18 @@ export function rebaseVhd(layout: VhdLayout, storage: Storage, context: RebaseCo
   const header = { ...layout.header!, parentTimeStamp: timeStampOf(parent.mtimeMs) }
   // Its id stays; the time is in the first sector of the header.
   if (context.change === 'before') return
-  if (context.change === undefined) nameParent(layout, storage, header, context.path, parent)
-  else {
-    storage.write(encodeHeader(header), 0, SECTOR, layout.footer.dataOffset!)
-    storage.sync()
+  if (context.change === undefined) {
+    const names = encodeParentNames(context.path, parent.path)
+    if (!context.look) nameParent(layout, storage, header, parent, names)
+    return
   }
+  storage.write(encodeHeader(header), 0, SECTOR, layout.footer.dataOffset!)
+  storage.sync()
 }
 
-function nameParent(layout: VhdLayout, storage: Storage, old: DynamicHeader, path: string, parent: Backing): void {
-  const names = encodeParentNames(path, parent.path)
+type Names = ReturnType<typeof encodeParentNames>
+
+function nameParent(layout: VhdLayout, storage: Storage, old: DynamicHeader, parent: Backing, names: Names): void {
   const { end } = scanTable(layout, storage, layout.footerOffset)
   const placed = placeLocators(names.locators, end)
   const aside = placed.end

@@ -69,7 +69,10 @@ export interface VhdxLayout extends Geometry {
   readonly creator: string
   /** As it was found. */
   readonly header: Header
-  /** The DataWriteGuid from the first change of the disk on, so that a child can know it before. */
+  /**
+   * The DataWriteGuid from the first change of the disk on, so that a child can know it before. It is the one that it has
+   * where no byte of the disk changes. [MS-VHDX] 2.2.2
+   */
   readonly nextDataWriteGuid: string
   readonly log: LogState
   /** Entries that were replayed. */

@@ -32,7 +32,7 @@ export function openVhdx(context: OpenContext): Opened<VhdxLayout> {
     path,
     creator,
     header,
-    nextDataWriteGuid: randomGuid(),
+    nextDataWriteGuid: context.sameContent ? header.dataWriteGuid : randomGuid(),
     log,
     logEntries,
     ...geometryOf(items.size, items.blockSize, items.sectorSize, items.hasParent),

@@ -26,11 +26,12 @@ const CHUNK = 2 ** 18
 export function rebaseVhdx(layout: VhdxLayout, storage: Storage, context: RebaseContext): void {
   const { path } = layout
   const locator = encodeLocator(newEntries(layout, context))
+  const { metadata } = readRegions(storage, logArea(layout.header), () => {})
+  const { at, entry } = placeItem(storage, metadata, Item.PARENT_LOCATOR, locator.length)
+  if (context.look) return
   const barrier = () => storage.sync()
   const header = updateHeaders(storage, { fileWriteGuid: randomGuid() }, barrier)
   barrier()
-  const { metadata } = readRegions(storage, logArea(header), () => {})
-  const { at, entry } = placeItem(storage, metadata, Item.PARENT_LOCATOR, locator.length)
   const pages = new LoggedPages(storage)
   pages.put(at, TABLE_ENTRY.encode(entry))
   pages.put(metadata.fileOffset + entry.offset, locator)
