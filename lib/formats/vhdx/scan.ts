@@ -59,9 +59,13 @@ const HOLDS_DATA: readonly number[] = [Payload.FULLY_PRESENT, Payload.PARTIALLY_
 /** Blocks that may keep their space although they have no content. */
 const MAY_HOLD: readonly number[] = [Payload.UNDEFINED, Payload.UNMAPPED, Payload.UNMAPPED_DRAFT]
 
-/** Bytes of the file that an entry keeps; 0 where it keeps none. */
-export function keptBytes(layout: VhdxLayout, { isBitmap, state, place }: Entry): number {
-  if (place === 0) return 0
+/**
+ * Bytes of the file that an entry keeps; 0 where it keeps none. In states without content byte 0 is no place at all, and
+ * anything else may be what a writer left there; with content it is a place like any other, where no block can be.
+ */
+export function keptBytes(layout: VhdxLayout, entry: Entry): number {
+  const { isBitmap, state, place } = entry
+  if (place === 0 && !isExclusive(entry)) return 0
   if (isBitmap) return state === Payload.FULLY_PRESENT ? BITMAP_BYTES : 0
   return HOLDS_DATA.includes(state) || MAY_HOLD.includes(state) ? layout.blockSize : 0
 }

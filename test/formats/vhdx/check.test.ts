@@ -1,6 +1,7 @@
 import t, { type Test } from 'tap'
 import type { CheckTotals, Finding, Repair } from '../../../lib/formats/driver.js'
 import { vhdx } from '../../../lib/formats/vhdx/format.js'
+import { openStorages } from '../../../lib/image/open.js'
 import type { MemoryStorage } from '../../../lib/storage/memory.js'
 import {
   At,
@@ -116,11 +117,42 @@ t.test('blocks', async (t) => {
     offset: 2 * MiB,
     message: /would lie over the metadata region/,
   })
+  found([0n, entry(6, 0)], {
+    what: 'block-place',
+    guest,
+    offset: 0,
+    message: 'block 1 is at byte 0: it would lie over the header section at bytes 0 to 1048576',
+  })
   found([0n, entry(6, 90)], { what: 'block-place', message: /would end at 127926272, and the file ends at 104857600/ })
   found([entry(6, 4), entry(6, 35)], {
     what: 'shared-block',
     message: 'block 1 is at byte 36700160, where another block lies',
   })
+})
+
+t.test('a block with content that is nowhere: nothing is given back, nothing is written', async (t) => {
+  const storage = windowsImage({ bat: [entry(6, 0), entry(6, 36)], size: 68 * MiB })
+  storage.write(hex('07'), 0, 1, 4 * MiB)
+  t.match(check(storage, 'leaks').findings, [{ severity: 'corruption', what: 'block-place', repaired: false }])
+  t.equal(bytesAt(storage, 4 * MiB, 1)[0], 7)
+  const image = openStorages([storage])
+  t.throws(() => image.write(hex('01'), 0, 1, 32 * MiB), { code: 'CORRUPT', message: /block 0 is at byte 0/ })
+  image.abandon()
+})
+
+t.test('what blocks without content have as their place is never a fault', async (t) => {
+  // NOT_PRESENT, UNDEFINED, ZERO, UNMAPPED, and what drafts call UNMAPPED; over the log, the metadata, in the file, far behind it.
+  for (const place of [0, 1, 2, 36, 2 ** 40])
+    for (const state of [0, 1, 2, 3, 5]) {
+      const storage = windowsImage({ bat: [entry(6, 4), entry(state, place)], size: 68 * MiB })
+      const faults = check(storage).findings.filter(({ severity }) => severity !== 'warning')
+      t.same(faults, [], `state ${state}, place ${place}`)
+      const image = openStorages([storage])
+      image.write(hex('01'), 0, 1, 64 * MiB)
+      image.finish()
+      const found = Number(u64At(storage, At.bat + 16) >> 20n)
+      t.ok(found === 36 || found === 68, `state ${state}, place ${place}: the next block is at ${found} MiB`)
+    }
 })
 
 t.test('entries that say more than they may', async (t) => {
