@@ -4,6 +4,7 @@
  * emptied, entries that say more than they may, leaked space.
  */
 
+import { shorten } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { randomGuid } from '../../util/guid.js'
@@ -228,7 +229,8 @@ class Check {
     if (this.#size > this.#end && gaps.at(-1)?.end !== this.#size)
       gaps.push({ start: Math.max(this.#end, Math.floor(this.#size / UNIT) * UNIT), end: this.#size })
     for (const gap of gaps) for (const leak of this.#dataIn(gap)) this.#leak(leak)
-    if (this.#context.repair !== 'none' && this.#size > this.#end) this.#begin().truncate(this.#end)
+    // On a block device zeros are left there, which are free space.
+    if (this.#context.repair !== 'none' && this.#size > this.#end) shorten(this.#begin(), this.#end)
   }
 
   #leak({ start, end }: Range): void {

@@ -3,6 +3,7 @@
  * with a barrier, so that every log entry can say a length that is durable.
  */
 
+import { shorten } from '../../storage/shorten.js'
 import { VdiskError } from '../../util/errors.js'
 import { randomGuid } from '../../util/guid.js'
 import type { LayerContext } from '../driver.js'
@@ -102,14 +103,6 @@ export class Growth {
     const storage = this.#storage
     let end = state[State.NEXT]!
     for (let at = space!.takeEndingAt(end); at >= 0; at = space!.takeEndingAt(end)) end = at
-    if (storage.size() <= end) return
-    try {
-      storage.truncate(end)
-    } catch (error) {
-      // A block device keeps its size.
-      if (error instanceof VdiskError && error.code === 'UNSUPPORTED') return
-      throw error
-    }
-    storage.sync()
+    if (storage.size() > end && shorten(storage, end)) storage.sync()
   }
 }

@@ -8,6 +8,7 @@
  * cleared leaves a valid table, so they do not go through the log.
  */
 
+import { cutOff } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { NIL_GUID, randomGuid } from '../../util/guid.js'
@@ -68,7 +69,7 @@ export function emptyVhdx(layout: VhdxLayout, storage: Storage): void {
   barrier()
   const { end, gaps } = scanTable(layout, storage, storage.size())
   for (const gap of gaps) storage.punch(gap.start, gap.end - gap.start)
-  if (storage.size() > end) storage.truncate(end)
+  cutOff(storage, end)
   barrier()
 }
 

@@ -9,6 +9,7 @@
  * 4. what nothing refers to any more is given back
  */
 
+import { cutOff } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { randomGuid } from '../../util/guid.js'
@@ -255,6 +256,6 @@ function shrink(layout: VhdxLayout, storage: Storage, geometry: Geometry, region
   storage.sync()
   const { end, gaps } = scanTable({ ...layout, ...geometry }, storage, storage.size())
   for (const gap of gaps) storage.punch(gap.start, gap.end - gap.start)
-  if (storage.size() > end) storage.truncate(end)
+  cutOff(storage, end)
   storage.sync()
 }

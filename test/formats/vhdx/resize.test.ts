@@ -1,8 +1,10 @@
 import { appendFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import type { Finding } from '../../../lib/formats/driver.js'
 import { parseOptions } from '../../../lib/formats/options.js'
 import { vhdx } from '../../../lib/formats/vhdx/format.js'
+import type { VhdxLayout } from '../../../lib/formats/vhdx/layout.js'
 import { checkImage } from '../../../lib/image/check.js'
 import { createImage } from '../../../lib/image/create.js'
 import { imageInfo } from '../../../lib/image/info.js'
@@ -10,11 +12,14 @@ import { openImage, openStorages } from '../../../lib/image/open.js'
 import { resizeImage } from '../../../lib/image/resize.js'
 import { openFile } from '../../../lib/storage/file.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
+import { PassingStorage } from '../../../lib/storage/passing.js'
 import { Recorder } from '../../../lib/storage/recording.js'
+import type { Storage } from '../../../lib/storage/storage.js'
+import { VdiskError } from '../../../lib/util/errors.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
-import { bytesAt, contextOf, MiB, u64At } from './bytes.js'
+import { bytesAt, contextOf, MiB, u64At, windowsImage } from './bytes.js'
 
 const GiB = 1024 * MiB
 
@@ -192,6 +197,51 @@ t.test('a differencing disk that was smaller than its parent does not show more 
     )
   }
 })
+
+/** Keeps its length, as a block device does. */
+class Device extends PassingStorage {
+  override truncate(size: number): void {
+    const longer = size > this.size()
+    if (size !== this.size()) throw new VdiskError(longer ? 'NO_SPACE' : 'UNSUPPORTED', 'it is a block device')
+  }
+}
+
+t.test('on a block device what is not used any more becomes zeros', async (t) => {
+  const parent = { path: '/parent.vhdx', format: 'vhdx', layout: layoutOf(windowsImage()), size: 6 * MiB, mtimeMs: 0 }
+  const cases: readonly [string, typeof parent | undefined, number, (device: Device) => void][] = [
+    ['smaller', undefined, 5, (device) => vhdx.resize!(layoutOf(device), [device], MiB, NO_HELP)],
+    ['a child that is emptied', parent, 4, (device) => vhdx.empty!(layoutOf(device), [device])],
+    ['leaks', undefined, 10, (device) => device.write(new Uint8Array(MiB).fill(9), 0, MiB, 12 * MiB)],
+  ]
+  for (const [name, backing, end, change] of cases) {
+    const memory = MemoryStorage.create({ path: 'image.vhdx' })
+    const options = parseOptions('vhdx', vhdx.createOptions, ['block_size=1M'])
+    vhdx.create({ storage: memory, path: '/image.vhdx', size: 6 * MiB, options, backing })
+    memory.truncate(16 * MiB)
+    const device = new Device(memory)
+    const image = openStorages([device])
+    image.write(new Uint8Array(6 * MiB).fill(1), 0, 6 * MiB, 0)
+    image.finish()
+    change(device)
+    const found: string[] = []
+    const context = { ...contextOf(device, false), repair: 'leaks', found: (f: Finding) => found.push(f.what) } as const
+    vhdx.check!(context)
+    t.same(found, name === 'leaks' ? ['leak'] : [], name)
+    const rest = bytesAt(memory, end * MiB, (16 - end) * MiB)
+    t.equal(
+      rest.findIndex((byte) => byte !== 0),
+      -1,
+      `${name}: zeros from ${end} MiB on`,
+    )
+    t.equal(device.size(), 16 * MiB)
+  }
+})
+
+const NO_HELP = { below: () => 0, zeroBehind: () => {} }
+
+function layoutOf(storage: Storage): VhdxLayout {
+  return vhdx.open(contextOf(storage, false)).layout
+}
 
 t.test('sizes that there cannot be', async (t) => {
   const path = join(temporaryFolder(t), 'image.vhdx')
