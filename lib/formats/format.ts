@@ -101,7 +101,7 @@ export interface Format<Layout = unknown> {
   readonly snapshotTools?: SnapshotTools<Layout>
   /**
    * Lists the log of metadata changes, of images too that `open` refuses. Changes nothing.
-   * @throws CORRUPT where it cannot be found, IO
+   * @throws CORRUPT where it cannot be found, UNSUPPORTED, IO
    */
   log?(storage: Storage): LogListing
   /**

@@ -24,6 +24,8 @@ import {
   MiB,
   type Parts,
   put,
+  u32,
+  u64,
   u64At,
   windowsImage,
 } from './bytes.js'
@@ -248,6 +250,19 @@ t.test('a log that is looked at', async (t) => {
     { offset: At.bat + 3 * 4096, length: 4096, zeros: false, where: 'block allocation table' },
   ])
   t.match(describeLog(windowsImage()).entries, [])
+})
+
+t.test('a log at a place where none can be is not listed', async (t) => {
+  const entryAt = (at: number) => [at, logEntry({ sequence: 1n, guid: GUID, tail: 0 })] as const
+  for (const [what, at, bytes, message] of [
+    ['a length of no whole sectors', 68, u32(5000), /log length is 5000: expected a multiple of 1 MiB/],
+    ['no length', 68, u32(0), /log length is 0/],
+    ['inside of the header section', 72, u64(65536), /log offset is 65536: expected a multiple of 1 MiB from/],
+    ['another version', 64, u32(0x10001), /log version is 1: expected 0/],
+  ] as const) {
+    const storage = windowsImage({ header2: header([[at, bytes]]), log: [entryAt(0), entryAt(4096)] })
+    t.throws(() => describeLog(storage), { message }, what)
+  }
 })
 
 t.test('info --log', needsCorpus, async (t) => {
