@@ -141,7 +141,7 @@ export function placeItem(
   if (!found) throw new VdiskError('CORRUPT', `VHDX metadata: the ${KNOWN[item]![0]} is missing`, { path })
   const end = Math.max(TABLE_BYTES, ...entries.map(({ entry }) => entry.offset + entry.length))
   const offset = length <= found.entry.length ? found.entry.offset : end
-  if (offset + length > region.length)
+  if (length > MAX_ITEM_BYTES || offset + length > region.length)
     throw new VdiskError('NO_SPACE', `VHDX metadata: no room for ${length} bytes more`, { path })
   return { at: found.at, entry: { ...found.entry, offset, length } }
 }

@@ -1,11 +1,12 @@
 /** A change of a few pages of a VHDX that nobody has open: through the log, so that all of it is there or nothing. */
 
 import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
 import { NIL_GUID, randomGuid } from '../../util/guid.js'
 import { updateHeaders } from './header.js'
 import type { VhdxLayout } from './layout.js'
 import { LOG_SECTOR } from './log.js'
-import { encodeEntry } from './log-entry.js'
+import { encodeEntry, PAGES_PER_ENTRY } from './log-entry.js'
 
 /** Pages that one log entry changes. */
 export class LoggedPages {
@@ -40,8 +41,22 @@ export class LoggedPages {
     return page
   }
 
-  /** Brings the pages into the file through the log, which is empty before and after. @param end of all structures */
-  commit({ header }: VhdxLayout, end: number): void {
+  /** @throws NO_SPACE where the log cannot take all pages in one entry */
+  checkRoom({ header, path }: Pick<VhdxLayout, 'header' | 'path'>): void {
+    const most = Math.min(PAGES_PER_ENTRY, header.logLength / LOG_SECTOR - 1)
+    const { size } = this.#pages
+    if (size <= most) return
+    throw new VdiskError('NO_SPACE', `${size} pages change at once, and its log takes ${most}`, { path })
+  }
+
+  /**
+   * Brings the pages into the file through the log, which is empty before and after.
+   * @param end of all structures
+   * @throws NO_SPACE as `checkRoom`, before anything is written
+   */
+  commit(layout: Pick<VhdxLayout, 'header' | 'path'>, end: number): void {
+    this.checkRoom(layout)
+    const { header } = layout
     const storage = this.#storage
     const barrier = () => storage.sync()
     const guid = randomGuid()

@@ -29,14 +29,15 @@ export function rebaseVhdx(layout: VhdxLayout, storage: Storage, context: Rebase
   const locator = encodeLocator(newEntries(layout, context))
   const { metadata } = readRegions(storage, logArea(layout.header), () => {})
   const { at, entry } = placeItem(storage, metadata, Item.PARENT_LOCATOR, locator.length)
+  const pages = new LoggedPages(storage)
+  pages.put(at, TABLE_ENTRY.encode(entry))
+  pages.put(metadata.fileOffset + entry.offset, locator)
+  pages.checkRoom(layout)
   if (context.look) return
   const barrier = () => storage.sync()
   const header = updateHeaders(storage, { fileWriteGuid: randomGuid() }, barrier)
   barrier()
-  const pages = new LoggedPages(storage)
-  pages.put(at, TABLE_ENTRY.encode(entry))
-  pages.put(metadata.fileOffset + entry.offset, locator)
-  pages.commit({ ...layout, header, path }, storage.size())
+  pages.commit({ header, path }, storage.size())
 }
 
 /** @throws USAGE */

@@ -1,7 +1,8 @@
-import { existsSync, mkdirSync, renameSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { vhdx } from '../../../lib/formats/vhdx/format.js'
+import { commitImage } from '../../../lib/image/commit.js'
 import { createImage } from '../../../lib/image/create.js'
 import { chainInfo, imageInfo } from '../../../lib/image/info.js'
 import { openImage } from '../../../lib/image/open.js'
@@ -201,6 +202,61 @@ t.test('what a child takes over, and what it says of its parent', async (t) => {
     code: 'USAGE',
   })
   t.notOk(existsSync(`${child}2`))
+})
+
+/** Lets more keys of the parent locator have one and the same value than there is room for when each has its own. */
+function inflate(path: string, keys: number): void {
+  const storage = openFile(path)
+  const metadata = 2 * MiB
+  const table = Buffer.from(bytesAt(storage, metadata, 65536))
+  // [MS-VHDX] 2.6.1.2, 2.6.2.6
+  const row = table.indexOf('2d5fd3a80bb34d45abf7d3d84834ab0c', 0, 'hex')
+  const at = metadata + table.readUInt32LE(row + 16)
+  const item = Buffer.from(bytesAt(storage, at, table.readUInt32LE(row + 20)))
+  const found = item.readUInt16LE(18)
+  const longer = 12 * keys
+  const rows: Buffer[] = []
+  for (let i = 0; i < found; i++) {
+    const one = item.subarray(20 + 12 * i, 32 + 12 * i)
+    for (const field of [0, 4]) one.writeUInt32LE(one.readUInt32LE(field) + longer, field)
+    rows.push(one)
+  }
+  const value = Buffer.alloc(60_000, 'x\0')
+  const names = Array.from({ length: keys }, (_, i) => Buffer.from(`key${i}`, 'utf16le'))
+  const texts = [...item.subarray(20 + 12 * found)]
+  const shared = 20 + 12 * found + longer + texts.length
+  let end = shared + value.length
+  for (const name of names) {
+    const one = Buffer.alloc(12)
+    one.writeUInt32LE(end, 0)
+    one.writeUInt32LE(shared, 4)
+    one.writeUInt16LE(name.length, 8)
+    one.writeUInt16LE(value.length, 10)
+    rows.push(one)
+    end += name.length
+  }
+  item.writeUInt16LE(found + keys, 18)
+  const bytes = Buffer.concat([item.subarray(0, 20), ...rows, Buffer.from(texts), value, ...names])
+  table.writeUInt32LE(bytes.length, row + 20)
+  storage.write(table, 0, table.length, metadata)
+  storage.write(bytes, 0, bytes.length, at)
+  storage.close()
+}
+
+t.test('a parent locator that is too long when it is written anew is refused before anything is', async (t) => {
+  for (const [keys, message] of [
+    [14, /pages change at once, and its log takes 126$/],
+    [18, /no room for \d+ bytes more$/],
+  ] as const) {
+    const { parent, child } = chain(t, 2 * MiB)
+    write(child, 0, 4096, 2)
+    inflate(child, keys)
+    const before = [parent, child].map((path) => readFileSync(path))
+    t.throws(() => commitImage(child), { code: 'NO_SPACE', message })
+    same(t, readFileSync(parent), before[0]!)
+    same(t, readFileSync(child), before[1]!)
+    same(t, read(child, 0, 4096), new Uint8Array(4096).fill(2))
+  }
 })
 
 t.test('parents of parents, of other block sizes, smaller and moved', async (t) => {
