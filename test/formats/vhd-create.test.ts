@@ -58,6 +58,15 @@ t.test('force_size=off: a size that the geometry says, too', async (t) => {
   t.same(others(path), { qemu: size, libvhdi: size })
 })
 
+t.test('force_size=off: the geometry that QEMU writes, also where that of the number itself says less', async (t) => {
+  const folder = temporaryFolder(t)
+  const [path, theirs] = [join(folder, 'a.vhd'), join(folder, 'q.vhd')]
+  must('qemu-img', ['create', '-q', '-f', 'vpc', theirs, '35642880'])
+  t.equal(createImage(path, { format: 'vhd', size: 35642880, options: ['force_size=off'] }), 35642880)
+  const geometry = (file: string) => readFileSync(file).toString('hex', 56, 60)
+  t.equal(geometry(path), geometry(theirs))
+})
+
 t.test('block sizes', async (t) => {
   const folder = temporaryFolder(t)
   for (const option of ['4096', '512K', '2M', '256M']) {

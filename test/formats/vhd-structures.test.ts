@@ -113,14 +113,14 @@ t.test('geometry', async (t) => {
 })
 
 t.test('the geometry is never more than the disk, and the next one that says it is the nearest', async (t) => {
-  for (const sectors of [1, 67, 68, 20480, 20481, 278528, 507904, 2 ** 21 + 1, 65535 * 16 * 63 + 5]) {
+  for (const sectors of [1, 67, 68, 20480, 20481, 69565, 69615, 278528, 507904, 2 ** 21 + 1, 65535 * 16 * 63 + 5]) {
     t.ok(geometrySectors(geometryOf(sectors)) <= sectors, `${sectors}`)
-    const up = roundUpToGeometry(sectors)
+    const { sectors: up, geometry } = roundUpToGeometry(sectors)
     t.ok(up >= sectors, `${sectors} rounded up to ${up}`)
-    t.equal(geometrySectors(geometryOf(up)), up)
+    t.equal(geometrySectors(geometry), up)
   }
-  t.equal(roundUpToGeometry(20480), 302 * 4 * 17)
-  t.equal(roundUpToGeometry(2 ** 30), 2 ** 30, 'above the largest geometry there is none')
+  t.equal(roundUpToGeometry(20480).sectors, 302 * 4 * 17)
+  t.equal(roundUpToGeometry(2 ** 30).sectors, 2 ** 30, 'above the largest geometry there is none')
 })
 
 t.test('what counts for the size depends on the creator', async (t) => {

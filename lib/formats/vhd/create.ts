@@ -15,7 +15,7 @@ import {
   timeStampOf,
   VERSION_1_0,
 } from './footer.js'
-import { geometryOf, MAX_DISK_SIZE, roundUpToGeometry, SECTOR } from './geometry.js'
+import { type Geometry, geometryOf, MAX_DISK_SIZE, roundUpToGeometry, SECTOR } from './geometry.js'
 import { bitmapBytesOf, ENTRY_BYTES, MAX_BLOCK_START, roundUp, type VhdLayout } from './layout.js'
 import { encodeParentNames, type NewLocator } from './locators.js'
 
@@ -64,15 +64,17 @@ export function createVhd(context: CreateContext): void {
   if (fixed && backing) throw new VdiskError('USAGE', 'a fixed VHD has no parent: leave subformat=fixed out')
   if (backing && backing.format !== 'vhd')
     throw new VdiskError('USAGE', `the parent of a VHD is a VHD, and ${backing.path} is ${backing.format}`)
-  const bytes = options.force_size === false ? roundUpToGeometry(Math.ceil(size / SECTOR)) * SECTOR : size
-  const diskSize = roundUp(bytes, SECTOR)
+  const asked = Math.ceil(size / SECTOR)
+  const { sectors, geometry } =
+    options.force_size === false ? roundUpToGeometry(asked) : { sectors: asked, geometry: geometryOf(asked) }
+  const diskSize = sectors * SECTOR
   if (diskSize < SECTOR || diskSize > MAX_DISK_SIZE)
     throw new VdiskError('USAGE', `a VHD of ${size} bytes: expected ${SECTOR} bytes to 2040 GiB`)
-  if (fixed) createFixed(context, diskSize)
-  else createGrowing(context, diskSize)
+  if (fixed) createFixed(context, diskSize, geometry)
+  else createGrowing(context, diskSize, geometry)
 }
 
-function newFooter(diskType: number, size: number): Footer {
+function newFooter(diskType: number, size: number, geometry: Geometry): Footer {
   return {
     cookie: FOOTER_COOKIE,
     features: FEATURE_RESERVED,
@@ -84,7 +86,7 @@ function newFooter(diskType: number, size: number): Footer {
     creatorHostOs: CREATOR_HOST_OS,
     originalSize: size,
     currentSize: size,
-    ...geometryOf(size / SECTOR),
+    ...geometry,
     diskType,
     checksum: 0,
     uniqueId: randomGuid(),
@@ -92,14 +94,14 @@ function newFooter(diskType: number, size: number): Footer {
   }
 }
 
-function createFixed({ storage }: CreateContext, size: number): void {
-  storage.write(encodeFooter(newFooter(DiskType.FIXED, size)), 0, FOOTER_BYTES, size)
+function createFixed({ storage }: CreateContext, size: number, geometry: Geometry): void {
+  storage.write(encodeFooter(newFooter(DiskType.FIXED, size, geometry)), 0, FOOTER_BYTES, size)
   storage.sync()
 }
 
-function createGrowing({ storage, path, options, backing }: CreateContext, size: number): void {
+function createGrowing({ storage, path, options, backing }: CreateContext, size: number, geometry: Geometry): void {
   const blockSize = checkBlockSize(Number(options.block_size), size)
-  const footer = encodeFooter(newFooter(backing ? DiskType.DIFFERENCING : DiskType.DYNAMIC, size))
+  const footer = encodeFooter(newFooter(backing ? DiskType.DIFFERENCING : DiskType.DYNAMIC, size, geometry))
   const maxTableEntries = Math.ceil(size / blockSize)
   const tableEnd = TABLE_OFFSET + roundUp(maxTableEntries * ENTRY_BYTES, SECTOR)
   const names = backing && encodeParentNames(path, backing.path)

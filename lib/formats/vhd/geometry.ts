@@ -42,12 +42,23 @@ export function geometrySectors({ cylinders, heads, sectorsPerTrack }: Geometry)
   return cylinders * heads * sectorsPerTrack
 }
 
-/** The smallest number of sectors, at least `totalSectors`, that a geometry says exactly; the same above the largest. */
-export function roundUpToGeometry(totalSectors: number): number {
-  if (totalSectors >= MAX_GEOMETRY_SECTORS) return totalSectors
+/** A number of sectors and a geometry that says it. */
+export interface Rounded {
+  readonly sectors: number
+  readonly geometry: Geometry
+}
+
+/**
+ * The next number of sectors, at least `totalSectors`, that a geometry says exactly; the same above the largest. The
+ * geometry comes with it, since that of the number itself can be another one, which says less: 69615 is 819/5/17 for
+ * disks of a few sectors more, and by itself 1023/4/17, which is 69564. QEMU finds the same.
+ */
+export function roundUpToGeometry(totalSectors: number): Rounded {
+  if (totalSectors >= MAX_GEOMETRY_SECTORS) return { sectors: totalSectors, geometry: geometryOf(totalSectors) }
   for (let sectors = totalSectors; ; sectors++) {
-    const said = geometrySectors(geometryOf(sectors))
-    if (said >= totalSectors) return said
+    const geometry = geometryOf(sectors)
+    const said = geometrySectors(geometry)
+    if (said >= totalSectors) return { sectors: said, geometry }
   }
 }
 
@@ -66,7 +77,12 @@ export function diskSize(creator: string, currentSize: number, geometry: Geometr
 /** True where the geometry, and not the footer's "Current Size", is the size of the disk. */
 export function meansGeometry(creator: string, geometry: Geometry): boolean {
   const sectors = geometrySectors(geometry)
-  return GEOMETRY_CREATORS.includes(creator) && sectors !== 0 && sectors !== MAX_GEOMETRY_SECTORS
+  return goesByGeometry(creator) && sectors !== 0 && sectors !== MAX_GEOMETRY_SECTORS
+}
+
+/** True for programs that would take a geometry for the size, so that it has to say it where it can. */
+export function goesByGeometry(creator: string): boolean {
+  return GEOMETRY_CREATORS.includes(creator)
 }
 
 /** True where a footer's geometry and "Current Size" can be of one disk: a geometry is rounded down to a cylinder. */

@@ -24,7 +24,7 @@ import type { ResizeHelp } from '../driver.js'
 import { encodeBatmap } from './batmap.js'
 import { encodeHeader } from './dynamic-header.js'
 import { encodeFooter, FOOTER_BYTES, type Footer } from './footer.js'
-import { geometryOf, MAX_DISK_SIZE, meansGeometry, roundUpToGeometry, SECTOR } from './geometry.js'
+import { diskSize, geometryOf, goesByGeometry, MAX_DISK_SIZE, roundUpToGeometry, SECTOR } from './geometry.js'
 import { type Blocks, ENTRY_BYTES, MAX_BLOCK_START, NO_BLOCK, roundUp, type VhdLayout } from './layout.js'
 import { eachBlock, scanTable } from './table.js'
 
@@ -49,11 +49,18 @@ export function resizeVhd(layout: VhdLayout, storage: Storage, size: number, hel
 /** @throws USAGE */
 function newFooter({ footer, path }: VhdLayout, size: number): Footer {
   const asked = Math.ceil(size / SECTOR)
-  const sectors = meansGeometry(footer.creatorApplication, footer) ? roundUpToGeometry(asked) : asked
+  const { creatorApplication } = footer
+  // Whatever the old geometry says: the new one may be the first that counts.
+  const { sectors, geometry } = goesByGeometry(creatorApplication)
+    ? roundUpToGeometry(asked)
+    : { sectors: asked, geometry: geometryOf(asked) }
   const bytes = sectors * SECTOR
   if (bytes < SECTOR || bytes > MAX_DISK_SIZE)
     throw new VdiskError('USAGE', `a VHD of ${size} bytes: expected ${SECTOR} bytes to 2040 GiB`, { path })
-  return { ...footer, ...geometryOf(sectors), currentSize: bytes }
+  const said = diskSize(creatorApplication, bytes, geometry)
+  if (said < size)
+    throw new VdiskError('USAGE', `a VHD of ${size} bytes: the geometry that counts would say ${said}`, { path })
+  return { ...footer, ...geometry, currentSize: bytes }
 }
 
 /** A block that is not there shows the parent, and there is no other way to say that it is zeros. */
