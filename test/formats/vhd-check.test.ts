@@ -14,6 +14,7 @@ import type { Storage } from '../../lib/storage/storage.js'
 import { must } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 import {
+  batmapOf,
   contextOf,
   corpusImage,
   dynamicImage,
@@ -25,6 +26,7 @@ import {
   type Parts,
   WINDOWS_FIXED_FOOTER,
   WINDOWS_FOOTER,
+  withBatmap,
 } from './vhd-images.js'
 
 const SECTOR = 512
@@ -438,6 +440,29 @@ t.test('the block allocation table', async (t) => {
     const more = changedHeader((view) => view.setUint32(HeaderAt.entries, 6))
     const storage = image({ header: more, table: [place(2), FREE, FREE, place(1), FREE, place(0)] })
     t.match(check(storage), { findings: [{ what: 'bat-unused', severity: 'warning' }], totals: { allocated: 2 } })
+  })
+})
+
+t.test("an entry that is taken out of the table leaves XenServer's map, too", async (t) => {
+  const withMap = (...table: number[]) => {
+    const before = image({ table: table.map((sector) => (sector === FREE ? FREE : sector + 2)) })
+    const contents = withBatmap(allOf(before), Uint8Array.of(0xd8))
+    return MemoryStorage.create({ path: 'test.vhd', contents })
+  }
+  t.same(check(withMap(place(2), place(0), FREE, place(1), FREE)).kinds, [])
+  for (const wrong of [99999, 1]) {
+    const broken = withMap(place(2), place(0), FREE, place(1), wrong)
+    mends(t, broken, [wrong === 1 ? 'bat-overlap' : 'bat-range'])
+    t.equal(entry(broken, 4), FREE)
+    t.equal(batmapOf(allOf(broken)), 'd0', 'blocks 0, 1 and 3 are left')
+  }
+  t.test('a block that lies over the map is moved before the map changes', async (t) => {
+    const broken = withMap(place(2), place(0), FREE, place(0) - 1, 99999)
+    const data = bytesAt(broken, (place(0) + 1) * SECTOR + BITMAP, BLOCK)
+    check(broken, 'all')
+    t.same(corruptionsOf(broken), [])
+    t.equal(batmapOf(allOf(broken)), 'd0')
+    t.ok(bytesAt(broken, entry(broken, 3) * SECTOR + BITMAP, BLOCK).equals(data), 'as it was')
   })
 })
 

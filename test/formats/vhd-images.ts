@@ -129,6 +129,39 @@ export function dynamicImage(parts: Parts = {}): MemoryStorage {
   return storage
 }
 
+/** XenServer's map of full blocks: what is said of it in blktap's include/vhd.h. */
+export const BatmapAt = { offset: 8, sectors: 16, version: 20, checksum: 24, map: 512 } as const
+
+/** What version 1.2 of the map has for a checksum: the one's complement of the sum of its bytes. */
+export const batmapSum = (map: Uint8Array) => ~map.reduce((sum, byte) => sum + byte, 0) >>> 0
+
+/** Puts a batmap behind the table of a new image, whose table is at 0x600 and one sector: locators follow it. */
+export function withBatmap(file: Buffer, map: Uint8Array): Buffer {
+  const at = 0x800
+  const head = Buffer.from(file.subarray(0, at))
+  for (let locator = 512 + HeaderAt.locators; locator < 512 + HeaderAt.locators + 8 * 24; locator += 24) {
+    const offset = head.readBigUInt64BE(locator + 16)
+    if (offset >= at) head.writeBigUInt64BE(offset + 1024n, locator + 16)
+  }
+  seal(head.subarray(512, 1536), HeaderAt.checksum)
+  const batmap = Buffer.alloc(1024)
+  batmap.write('tdbatmap')
+  batmap.writeBigUInt64BE(BigInt(at + BatmapAt.map), BatmapAt.offset)
+  batmap.writeUInt32BE(1, BatmapAt.sectors)
+  batmap.writeUInt32BE(0x10002, BatmapAt.version)
+  batmap.set(map, BatmapAt.map)
+  batmap.writeUInt32BE(batmapSum(batmap.subarray(BatmapAt.map)), BatmapAt.checksum)
+  return Buffer.concat([head, batmap, file.subarray(at)])
+}
+
+/** The map of an image of `withBatmap`, in hexadecimal without the zeros at its end, where its checksum is right. */
+export function batmapOf(file: Uint8Array): string {
+  const batmap = Buffer.from(file.subarray(0x800, 0xc00))
+  const map = batmap.subarray(BatmapAt.map)
+  const right = batmap.readUInt32BE(BatmapAt.checksum) === batmapSum(map)
+  return right ? map.toString('hex').replace(/(00)+$/, '') : 'wrong checksum'
+}
+
 /** What `Format.open` gets; warnings are collected. */
 export function contextOf(storage: MemoryStorage, readOnly = true): OpenContext & { warnings: string[] } {
   const warnings: string[] = []

@@ -6,6 +6,7 @@ import t from 'tap'
 import { vhd } from '../../lib/formats/vhd/format.js'
 import { scanTable } from '../../lib/formats/vhd/table.js'
 import { checkImage } from '../../lib/image/check.js'
+import { commitImage } from '../../lib/image/commit.js'
 import { createImage } from '../../lib/image/create.js'
 import { openImage, openStorages } from '../../lib/image/open.js'
 import { resizeImage } from '../../lib/image/resize.js'
@@ -13,7 +14,7 @@ import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import { must } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
-import { contextOf, corpusImage, needsCorpus } from './vhd-images.js'
+import { BatmapAt, batmapOf, contextOf, corpusImage, needsCorpus, withBatmap } from './vhd-images.js'
 
 const KiB = 1024
 const MiB = KiB * KiB
@@ -143,6 +144,74 @@ t.test('a differencing disk grows only where its parent cannot show', async (t) 
   )
   resizeImage(child, { size: 3 * MiB, shrink: true })
   t.throws(() => resizeImage(child, { size: 4 * MiB }), { code: 'USAGE', message: /show its parent/ })
+})
+
+/** A child of 20 blocks of 64 KiB, in which blocks 1 to 17 are the child's own and full, and XenServer's map says so. */
+function childWithBatmap(t: TestCase): { parent: string; child: string } {
+  const folder = temporaryFolder(t)
+  const [parent, child] = [join(folder, 'parent.vhd'), join(folder, 'child.vhd')]
+  createImage(parent, { format: 'vhd', size: 20 * 64 * KiB, options: ['block_size=64K'] })
+  fill(parent, Buffer.alloc(20 * 64 * KiB, 7), 0)
+  createImage(child, { format: 'vhd', backing: parent, options: ['block_size=64K'] })
+  const map = Buffer.from('7fffc0', 'hex')
+  writeFileSync(child, withBatmap(readFileSync(child), map))
+  fill(child, Buffer.alloc(17 * 64 * KiB, 9), 64 * KiB)
+  return { parent, child }
+}
+
+t.test("XenServer's map forgets the blocks that leave the table", async (t) => {
+  const { child } = childWithBatmap(t)
+  t.equal(batmapOf(readFileSync(child)), '7fffc0')
+  sound(t, child)
+  resizeImage(child, { size: 12 * 64 * KiB - SECTOR, shrink: true })
+  t.equal(batmapOf(readFileSync(child)), '7ff0', 'blocks 1 to 11 are left')
+  const { written } = commitImage(child)
+  t.equal(written, 11 * 64 * KiB - SECTOR)
+  t.equal(batmapOf(readFileSync(child)), '', 'an empty child')
+  t.ok(
+    content(child)
+      .subarray(64 * KiB)
+      .every((byte) => byte === 9),
+  )
+  sound(t, child)
+})
+
+t.test('after a crash no block that has left the table is in the map', async (t) => {
+  const { child } = childWithBatmap(t)
+  const storage = MemoryStorage.create({ path: 'x.vhd' })
+  const bytes = readFileSync(child)
+  storage.write(bytes, 0, bytes.length, 0)
+  const recorder = new Recorder()
+  const recorded = recorder.record(storage)
+  vhd.empty!(vhd.open(contextOf(storage, false)).layout, [recorded])
+  const seen = new Set<string>()
+  for (let count = 0; count <= recorder.length; count++)
+    for (let seed = 0; seed < 12; seed++) {
+      const [file] = seed === 0 ? recorder.prefix(count) : recorder.crash(count, 31 * count + seed, SECTOR)
+      const head = Buffer.alloc(0xc00)
+      file!.read(head, 0, head.length, 0)
+      const map = batmapOf(head)
+      seen.add(map)
+      const gone = Array.from({ length: 20 }, (_, i) => i).filter(
+        (i) => head.readUInt32BE(0x600 + 4 * i) === 0xffffffff,
+      )
+      if (map === '7fffc0' && gone.some((i) => i >= 1 && i <= 17))
+        t.fail(`after ${count} entries, seed ${seed}: ${gone}`)
+    }
+  t.same([...seen].sort(), ['', '7fffc0', 'wrong checksum'], 'what a crash leaves of the map')
+})
+
+t.test('a batmap that says it lies where something else does is left alone', async (t) => {
+  const { child } = childWithBatmap(t)
+  const bytes = readFileSync(child)
+  bytes.writeBigUInt64BE(0x600n, 0x800 + BatmapAt.offset)
+  writeFileSync(child, bytes)
+  resizeImage(child, { size: 12 * 64 * KiB, shrink: true })
+  t.ok(
+    content(child)
+      .subarray(64 * KiB)
+      .every((byte) => byte === 9),
+  )
 })
 
 t.test('sizes that it cannot have', async (t) => {

@@ -7,7 +7,8 @@
  * 3. the footer at the end, behind what the next steps need; one that a block lies over stays in it, as what the block
  *    shows
  * 4. a copy of each block that lies over something else, in a place of its own; nothing refers to it yet
- * 5. the block allocation table
+ * 5. the block allocation table: entries of blocks that have moved; then those that are taken out, first from XenServer's
+ *    map, where there is one
  * 6. sector bitmaps: bits that change nothing of what this program shows
  * 7. space between blocks is punched
  * 8. the footer behind the last block; then the file is cut behind it
@@ -17,6 +18,7 @@
  */
 
 import type { Storage } from '../../storage/storage.js'
+import { clearInBatmap } from './batmap.js'
 import type { FaultKind, TableFault } from './check-table.js'
 import { FOOTER_BYTES } from './footer.js'
 import { SECTOR } from './geometry.js'
@@ -129,8 +131,11 @@ export class VhdRepair {
       new DataView(bytes.buffer).setUint32(0, to / SECTOR)
       this.#storage.write(bytes, 0, ENTRY_BYTES, tableOffset + block * ENTRY_BYTES)
     }
-    for (const { kind, block, count } of faults)
-      if (DROPPED.includes(kind)) this.#fillEntries(tableOffset + block * ENTRY_BYTES, count * ENTRY_BYTES)
+    this.#storage.sync()
+    const dropped = faults.filter(({ kind }) => DROPPED.includes(kind))
+    // No block lies over the map any more.
+    if (dropped.length > 0) clearInBatmap(layout, this.#storage, dropped)
+    for (const { block, count } of dropped) this.#fillEntries(tableOffset + block * ENTRY_BYTES, count * ENTRY_BYTES)
     this.#storage.sync()
   }
 

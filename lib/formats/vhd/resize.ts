@@ -14,14 +14,15 @@
  * A smaller one:
  *
  * 1. the footer and its copy get the new size; barrier
- * 2. table entries behind the end are cleared; barrier
- * 3. their blocks are given back; the footer is written behind what is left; barrier; the file is cut behind it
+ * 2. XenServer's map, where there is one, says nothing of blocks behind the end any more; barrier
+ * 3. table entries behind the end are cleared; barrier
+ * 4. their blocks are given back; the footer is written behind what is left; barrier; the file is cut behind it
  */
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { ResizeHelp } from '../driver.js'
-import { encodeBatmap } from './batmap.js'
+import { clearInBatmap, encodeBatmap } from './batmap.js'
 import { encodeHeader } from './dynamic-header.js'
 import { encodeFooter, FOOTER_BYTES, type Footer } from './footer.js'
 import { diskSize, geometryOf, goesByGeometry, MAX_DISK_SIZE, roundUpToGeometry, SECTOR } from './geometry.js'
@@ -252,6 +253,11 @@ function cutOff(storage: Storage, footer: Uint8Array, footerOffset: number, end:
 function clearTable(layout: VhdLayout, storage: Storage, size: number): number {
   const { blockSize, tableOffset, maxTableEntries } = layout.blocks!
   const kept = Math.ceil(size / blockSize)
+  if (layout.batmap) {
+    // A block that lies over the map is found here, not lost.
+    scanTable(layout, storage, layout.footerOffset)
+    clearInBatmap(layout, storage, [{ block: kept, count: maxTableEntries - kept }])
+  }
   fillFree(storage, tableOffset + kept * ENTRY_BYTES, tableOffset + maxTableEntries * ENTRY_BYTES)
   storage.sync()
   const { end, gaps } = scanTable({ ...layout, size }, storage, layout.footerOffset)
