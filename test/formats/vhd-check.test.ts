@@ -477,6 +477,25 @@ t.test('sector bitmaps of a dynamic disk', async (t) => {
     t.match(found, [{ severity: 'warning', guest: BLOCK + 512, offset: endOf(0) + BITMAP + 512, message: /2 sectors/ }])
     t.equal(bytesAt(broken, endOf(0), 1)[0], 0xff)
   })
+  t.test('clear bits over data, in front of a table that has moved behind the blocks', async (t) => {
+    const table = Buffer.alloc(SECTOR, 0xff)
+    for (const [i, sector] of [place(2), place(0), FREE, place(1)].entries()) table.writeUInt32BE(sector, 4 * i)
+    const header = headerWith((view) => {
+      view.setUint32(HeaderAt.blockSize, BLOCK)
+      view.setBigUint64(HeaderAt.table, BigInt(endOf(3)))
+    })
+    const partly = block(0x11).fill(0b1011_0111, 0, 1)
+    const moved = image({
+      header,
+      more: [
+        [endOf(0), partly],
+        [endOf(3), table],
+      ],
+      end: endOf(3) + SECTOR,
+    })
+    t.match(mends(t, moved, ['bitmap']), [{ severity: 'warning', guest: BLOCK + 512, message: /2 sectors/ }])
+    t.equal(bytesAt(moved, endOf(0), 1)[0], 0xff)
+  })
 })
 
 /** A child with one block, whose parent is nowhere. */

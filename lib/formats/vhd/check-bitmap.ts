@@ -7,7 +7,7 @@ import type { Storage } from '../../storage/storage.js'
 import { decodeRuns, setBits, UNIT_SECTORS } from '../sector-bitmap.js'
 import { BIT_ORDER } from './bitmap.js'
 import { SECTOR } from './geometry.js'
-import type { VhdLayout } from './layout.js'
+import { reservedAt, type VhdLayout } from './layout.js'
 import { eachBlock } from './table.js'
 
 const ZEROS = Buffer.alloc(262144)
@@ -49,15 +49,16 @@ export interface BitmapEvents {
   behindEnd(block: number, offset: number): boolean
 }
 
-/** @param end where blocks must end; those that do not are left out */
+/** @param end where blocks must end; those that do not, or that lie over something reserved, are left out */
 export function checkBitmaps(layout: VhdLayout, storage: Storage, end: number, events: BitmapEvents): void {
-  const { blockSize, bitmapBytes, reservedEnd } = layout.blocks!
+  const { blockSize, bitmapBytes } = layout.blocks!
   const bitmap = new Uint8Array(bitmapBytes)
   const full = Buffer.alloc(bitmapBytes, 0xff)
   eachBlock(layout, storage, (block, entry) => {
     const start = entry * SECTOR
     const used = Math.min(blockSize, Math.max(0, layout.size - block * blockSize))
-    if (used === 0 || start < reservedEnd || start + bitmapBytes + used > end) return
+    const blockEnd = start + bitmapBytes + used
+    if (used === 0 || blockEnd > end || reservedAt(layout.blocks!, start, blockEnd)) return
     storage.read(bitmap, 0, bitmapBytes, start)
     const sectors = Math.ceil(used / SECTOR)
     const mended =

@@ -102,6 +102,12 @@ export function alignBlock({ alignment, bitmapBytes }: Blocks, offset: number): 
   return roundUp(offset + bitmapBytes, alignment) - bitmapBytes
 }
 
+/** What is reserved in a range of the file, the first of it. A table that has moved has blocks in front of it. */
+export function reservedAt({ reserved, reservedEnd }: Blocks, start: number, end: number): Reserved | undefined {
+  if (start >= reservedEnd) return undefined
+  return reserved.find((area) => start < area.end && end > area.start)
+}
+
 /**
  * Checks a block that the table refers to.
  * @param end byte offset behind which no block may lie (where the footer is)
@@ -109,7 +115,7 @@ export function alignBlock({ alignment, bitmapBytes }: Blocks, offset: number): 
  * @throws CORRUPT
  */
 export function checkBlock(layout: VhdLayout, block: number, entry: number, end: number): number {
-  const { blockSize, bitmapBytes, reserved, reservedEnd } = layout.blocks!
+  const { blockSize, bitmapBytes, reservedEnd } = layout.blocks!
   const start = entry * SECTOR
   const used = Math.min(blockSize, Math.max(0, layout.size - block * blockSize))
   if (start >= reservedEnd && start + bitmapBytes + used <= end) return start
@@ -121,9 +127,8 @@ export function checkBlock(layout: VhdLayout, block: number, entry: number, end:
     const needs = bitmapBytes + used
     throw fail(`its ${needs} bytes would end at ${start + needs}, and blocks end at ${end} at the latest`)
   }
-  for (const area of reserved)
-    if (start < area.end && start + bitmapBytes + used > area.start)
-      throw fail(`it would lie over the ${area.name} at bytes ${area.start} to ${area.end}`)
+  const area = reservedAt(layout.blocks!, start, start + bitmapBytes + used)
+  if (area) throw fail(`it would lie over the ${area.name} at bytes ${area.start} to ${area.end}`)
   return start
 }
 
