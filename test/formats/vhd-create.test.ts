@@ -1,4 +1,4 @@
-import { readFileSync, statSync } from 'node:fs'
+import { mkdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { createImage } from '../../lib/image/create.js'
@@ -152,6 +152,8 @@ t.test('what cannot be made is refused, and nothing stays behind', async (t) => 
   createImage(parent, { format: 'vhd', size: MiB })
   createImage(other, { format: 'raw', size: MiB })
   const path = join(folder, 'x.vhd')
+  const unnamable = join(folder, 'n\x01p.vhd')
+  createImage(unnamable, { format: 'vhd', size: MiB })
   const cases: [what: string, Parameters<typeof createImage>[1], RegExp][] = [
     ['no bytes', { format: 'vhd', size: 0 }, /a VHD of 0 bytes: expected 512 bytes to 2040 GiB/],
     ['too many', { format: 'vhd', size: 2040 * GiB + 1 }, /a VHD of 2190433320961 bytes/],
@@ -168,9 +170,19 @@ t.test('what cannot be made is refused, and nothing stays behind', async (t) => 
     ],
     ['a fixed child', { format: 'vhd', backing: parent, options: ['subformat=fixed'] }, /a fixed VHD has no parent/],
     ['a raw parent', { format: 'vhd', backing: other }, /the parent of a VHD is a VHD, and .*p\.img is raw/],
+    ['a parent that it cannot name', { format: 'vhd', backing: unnamable }, /cannot name the parent .*control char/],
   ]
   for (const [what, request, message] of cases) {
     t.throws(() => createImage(path, request), { code: 'USAGE', message }, what)
     t.throws(() => statSync(path), { code: 'ENOENT' }, what)
   }
+})
+
+t.test('a child and its parent in a folder whose name a VHD cannot say', async (t) => {
+  const folder = join(temporaryFolder(t), 'n\x01')
+  mkdirSync(folder)
+  const [parent, child] = [join(folder, 'p.vhd'), join(folder, 'c.vhd')]
+  createImage(parent, { format: 'vhd', size: MiB })
+  createImage(child, { format: 'vhd', backing: parent })
+  t.equal(sizeOf(child), MiB)
 })

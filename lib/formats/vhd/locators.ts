@@ -137,6 +137,8 @@ export function encodeParentNames(child: string, parent: string): { locators: Ne
   const fromChild = relative(dirname(child), parent)
   if (fromChild.includes('\\'))
     throw new VdiskError('USAGE', `a VHD cannot name the parent ${parent}: a backslash separates folders in it`)
+  if (clean(fromChild) !== fromChild)
+    throw new VdiskError('USAGE', `a VHD cannot name the parent ${parent}: control characters are in its name`)
   const dotted = fromChild.startsWith('..') ? fromChild : `./${fromChild}`
   return {
     locators: [
