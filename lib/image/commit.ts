@@ -11,8 +11,9 @@
 import { dirname, resolve } from 'node:path'
 import type { Backing } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
-import { MiB } from '../util/sizes.js'
+import { KiB, MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
+import { eachRun } from './convert/zeros.js'
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, imageOver, type Secret } from './open.js'
@@ -20,6 +21,8 @@ import { resizeLayer, tryOpening } from './resize.js'
 
 /** Copied at a time. */
 const PIECE = MiB
+/** Fewer zeros than this in a row are data: to take them out would cost more than to write them. */
+const GRANULE = 64 * KiB
 
 export interface CommitOptions {
   /** The image's format; default: found by looking at the content. */
@@ -133,22 +136,76 @@ function copyDown(own: Layer, parent: string, into: ChainOptions, options: Commi
   }
 }
 
+/** @returns the bytes of data that were written */
 function copyOwn(source: Image, target: Image, { onProgress }: CommitOptions): number {
-  const buffer = new Uint8Array(PIECE)
-  let written = 0
+  const copy = new Copy(source, target)
   for (let at = 0; at < source.size; ) {
     const { length, kind } = source.own(at, source.size - at)
-    if (kind === 'zero') target.zero(at, length, true)
-    if (kind === 'data')
-      for (let done = 0; done < length; done += PIECE) {
-        const n = Math.min(PIECE, length - done)
-        source.read(buffer, 0, n, at + done)
-        target.write(buffer, 0, n, at + done)
-        written += n
-        onProgress?.(at + done, source.size)
-      }
-    at += length
+    const end = at + length
+    if (kind === 'zero') copy.zero(at, length)
+    if (kind !== 'data') at = end
+    while (at < end) {
+      at += copy.piece(at, end)
+      onProgress?.(at, source.size)
+    }
     onProgress?.(at, source.size)
   }
-  return written
+  copy.finish()
+  return copy.written
+}
+
+/**
+ * What an image has of its own may be zeros for the most part: blocks are large. Those are written as zeros, which takes
+ * no space where the parent has nothing, and gives whole blocks back.
+ */
+class Copy {
+  written = 0
+  readonly #source: Image
+  readonly #target: Image
+  readonly #buffer = Buffer.allocUnsafe(PIECE)
+  /** In front of it the source's file has a hole, from where it was asked last. */
+  #data = 0
+  /** Zeros that are not written yet: what follows may join them to a whole block. */
+  #zeros = { start: 0, end: 0 }
+
+  constructor(source: Image, target: Image) {
+    this.#source = source
+    this.#target = target
+  }
+
+  /** Copies from `at` on, where the source has something, at most to `end`. @returns the bytes done */
+  piece(at: number, end: number): number {
+    if (this.#data <= at) {
+      const next = this.#source.seek(at, true)
+      this.#data = next < 0 ? this.#source.size : next
+    }
+    if (this.#data > at) return this.zero(at, Math.min(this.#data, end) - at)
+    const length = Math.min(PIECE, end - at)
+    this.#source.read(this.#buffer, 0, length, at)
+    eachRun(this.#buffer, length, at, GRANULE, (from, n, zero) => {
+      if (zero) this.zero(at + from, n)
+      else this.#write(from, n, at + from)
+    })
+    return length
+  }
+
+  #write(from: number, length: number, offset: number): void {
+    this.#target.write(this.#buffer, from, length, offset)
+    this.written += length
+  }
+
+  zero(start: number, length: number): number {
+    if (this.#zeros.end !== start) {
+      this.finish()
+      this.#zeros.start = start
+    }
+    this.#zeros.end = start + length
+    return length
+  }
+
+  finish(): void {
+    const { start, end } = this.#zeros
+    this.#zeros.start = end
+    if (end > start) this.#target.zero(start, end - start, true)
+  }
 }

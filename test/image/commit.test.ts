@@ -266,6 +266,46 @@ t.test('a parent that grows, and whose file ends inside of its last block', asyn
   t.ok(same(readFileSync(raw), expected), 'as QEMU reads it')
 })
 
+/** Blocks of the child that hold next to nothing: `holes` digs the zeros out of its file. */
+const SPARSE: Readonly<Record<string, string>> = {
+  vhd: 'block_size=16M',
+  vhdx: 'block_size=16M',
+  qcow2: 'cluster_size=2M',
+}
+
+for (const format of FORMATS)
+  for (const holes of [false, true])
+    t.test(`${format}: zeros of a child ${holes ? 'that its file has holes for' : 'that were written'}`, async (t) => {
+      const folder = temporaryFolder(t)
+      const [base, child] = [join(folder, `base.${format}`), join(folder, `child.${format}`)]
+      createImage(base, { format, size: 16 * MiB, options: OPTIONS[format]! })
+      change(base, [
+        [MiB + 300, MiB, 1],
+        [5 * MiB - 4096, 20_000, 2],
+      ])
+      createImage(child, { format, backing: base, options: [SPARSE[format]!] })
+      const image = openImage(child)
+      image.write(new Uint8Array(12 * MiB), 0, 12 * MiB, MiB)
+      image.write(new Uint8Array(5000).fill(3), 0, 5000, 7 * MiB + 100)
+      image.write(new Uint8Array(700).fill(4), 0, 700, 13 * MiB - 700)
+      image.close()
+      if (holes) must('fallocate', ['--dig-holes', child])
+      const before = content(child)
+      const expected = Buffer.alloc(16 * MiB)
+      expected.fill(3, 7 * MiB + 100, 7 * MiB + 5100).fill(4, 13 * MiB - 700, 13 * MiB)
+      t.ok(same(before, expected))
+      const { written } = commitImage(child)
+      t.ok(written >= 5700 && written <= 4 * 64 * KiB, `${written} bytes written`)
+      t.ok(same(content(base), expected), 'the parent shows what the child did')
+      t.ok(same(content(child), expected))
+      t.same(checkImage(base).findings, [])
+      const space = 512 * statSync(base).blocks
+      t.ok(space < 2.5 * MiB + 2 * 64 * KiB, `${space} bytes of the parent's file are taken`)
+      const raw = join(folder, 'raw')
+      must('qemu-img', ['convert', '-f', QEMU[format]!, '-O', 'raw', base, raw])
+      t.ok(same(readFileSync(raw), expected), 'as QEMU reads it')
+    })
+
 t.test('a QCOW2 overlay is committed into images of other formats', async (t) => {
   for (const format of ['vhd', 'raw']) {
     const folder = temporaryFolder(t)
