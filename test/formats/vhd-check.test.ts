@@ -1,22 +1,34 @@
 /** Checking VHDs and mending them: images that are broken byte by byte, judged by what is read from them afterwards. */
 
 import { spawnSync } from 'node:child_process'
-import { copyFileSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
+import {
+  closeSync,
+  copyFileSync,
+  fsyncSync,
+  openSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { CheckTotals, Finding, Repair } from '../../lib/formats/driver.js'
 import { vhd } from '../../lib/formats/vhd/format.js'
 import { checkImage } from '../../lib/image/check.js'
-import { openStorages } from '../../lib/image/open.js'
+import { openImage, openStorages } from '../../lib/image/open.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import type { Storage } from '../../lib/storage/storage.js'
+import { needsMounts } from '../support/mounts.js'
 import { must } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 import {
   batmapOf,
   contextOf,
   corpusImage,
+  deviceWith,
   dynamicImage,
   FooterAt,
   footerWith,
@@ -661,6 +673,50 @@ t.test('a fixed disk', async (t) => {
   t.test('saved state', async (t) => {
     const storage = fixed(seal((view) => view.setUint8(FooterAt.savedState, 1)))
     t.match(check(storage).findings, [{ what: 'saved-state' }])
+  })
+})
+
+t.test('a device', needsMounts, async (t) => {
+  const SIZE = 1 << 20
+  const file = allOf(image())
+  const write = (path: string, bytes: Uint8Array, offset: number) => {
+    const fd = openSync(path, 'r+')
+    writeSync(fd, bytes, 0, bytes.length, offset)
+    fsyncSync(fd)
+    closeSync(fd)
+  }
+  const kinds = (path: string, repair: Repair = 'none') => checkImage(path, { repair }).findings.map(({ what }) => what)
+  const firsts = (path: string) => {
+    const disk = openImage(path)
+    const bytes = Buffer.alloc(5 * BLOCK)
+    disk.read(bytes, 0, bytes.length, 0)
+    disk.close()
+    return Array.from({ length: 5 }, (_, i) => bytes[i * BLOCK])
+  }
+  t.test('that a shorter image was copied to, without a footer at its end', async (t) => {
+    const path = deviceWith(t, file, SIZE)
+    write(path, Buffer.alloc(512), SIZE - 512)
+    write(path, file, 0)
+    t.same(kinds(path), ['footer-missing', 'leak'])
+    t.same(kinds(path, 'all'), ['footer-missing', 'leak'])
+    t.same(kinds(path), [])
+    t.same(firsts(path), CONTENT)
+  })
+  t.test('with a lost footer and a wrong entry', async (t) => {
+    const path = deviceWith(t, allOf(image({ table: [place(2), place(0), FREE, place(1), 0x7fffffff] })), SIZE)
+    write(path, Buffer.alloc(512), SIZE - 512)
+    kinds(path, 'all')
+    kinds(path, 'all')
+    t.same(kinds(path), [])
+    t.same(firsts(path), CONTENT)
+  })
+  t.test('with no room for a footer', async (t) => {
+    const path = deviceWith(t, file, file.length)
+    write(path, Uint8Array.of(0, 0, 0, place(2) + 1), TABLE)
+    write(path, Buffer.alloc(512), file.length - 512)
+    const before = readFileSync(path)
+    t.throws(() => kinds(path, 'all'), { code: 'NO_SPACE', message: /no room for the footer/ })
+    t.ok(readFileSync(path).equals(before), 'nothing is written')
   })
 })
 

@@ -3,12 +3,13 @@
  * Checksums are made right again here, by the specification's few lines and not by the code under test.
  */
 
-import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 import { gunzipSync } from 'node:zlib'
 import type { OpenContext } from '../../lib/formats/driver.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
+import { attachLoop } from '../support/mounts.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
 export function bytesOf(hex: string, length: number): Uint8Array {
@@ -160,6 +161,16 @@ export function batmapOf(file: Uint8Array): string {
   const map = batmap.subarray(BatmapAt.map)
   const right = batmap.readUInt32BE(BatmapAt.checksum) === batmapSum(map)
   return right ? map.toString('hex').replace(/(00)+$/, '') : 'wrong checksum'
+}
+
+/** A loop device of so many bytes that holds an image, whose footer is at its end as programs for such images have it. */
+export function deviceWith(t: TestCase, image: Uint8Array, size: number): string {
+  const file = join(temporaryFolder(t), 'device')
+  const bytes = Buffer.alloc(size)
+  bytes.set(image.subarray(0, -512))
+  bytes.set(image.subarray(-512), size - 512)
+  writeFileSync(file, bytes)
+  return attachLoop(t, file)
 }
 
 /** What `Format.open` gets; warnings are collected. */

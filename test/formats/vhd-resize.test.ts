@@ -12,9 +12,10 @@ import { openImage, openStorages } from '../../lib/image/open.js'
 import { resizeImage } from '../../lib/image/resize.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
+import { needsMounts } from '../support/mounts.js'
 import { must } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
-import { BatmapAt, batmapOf, contextOf, corpusImage, needsCorpus, withBatmap } from './vhd-images.js'
+import { BatmapAt, batmapOf, contextOf, corpusImage, deviceWith, needsCorpus, withBatmap } from './vhd-images.js'
 
 const KiB = 1024
 const MiB = KiB * KiB
@@ -212,6 +213,60 @@ t.test('a batmap that says it lies where something else does is left alone', asy
       .subarray(64 * KiB)
       .every((byte) => byte === 9),
   )
+})
+
+/** A device of 8 MiB with an image of `written`. */
+function device(t: TestCase, options: readonly string[]): { path: string; bytes: Buffer } {
+  const { path, bytes } = written(t, options)
+  return { path: deviceWith(t, readFileSync(path), 8 * MiB), bytes }
+}
+
+for (const options of [['block_size=512K'], ['block_size=4096']])
+  t.test(`on a device nothing is left over: ${options}`, needsMounts, async (t) => {
+    const { path, bytes } = device(t, options)
+    let model = bytes
+    const is = (name: string) => {
+      t.ok(content(path).equals(model), `${name}: content`)
+      sound(t, path)
+    }
+    const resize = (size: number) => {
+      resizeImage(path, { size, shrink: true })
+      const next = Buffer.alloc(size)
+      model.copy(next)
+      model = next
+      is(`${size} bytes`)
+    }
+    is('as it was put there')
+    fill(path, Buffer.alloc(600 * KiB, 5), 2 * MiB)
+    model.fill(5, 2 * MiB, 2 * MiB + 600 * KiB)
+    is('written')
+    const image = openImage(path)
+    image.zero(2 * MiB, model.length - 2 * MiB, true)
+    image.close()
+    model.fill(0, 2 * MiB)
+    is('discarded')
+    for (const size of [9 * MiB + SECTOR, 400 * KiB, 30 * MiB]) resize(size)
+  })
+
+t.test('a device without room for a larger table is as it was', needsMounts, async (t) => {
+  const { path, bytes } = device(t, ['block_size=4096'])
+  t.throws(() => resizeImage(path, { size: 20 * GiB }), { code: 'NO_SPACE' })
+  t.ok(content(path).equals(bytes))
+  sound(t, path)
+})
+
+t.test('a child on a device is committed', needsMounts, async (t) => {
+  const folder = temporaryFolder(t)
+  const [parent, child] = [join(folder, 'parent.vhd'), join(folder, 'child.vhd')]
+  createImage(parent, { format: 'vhd', size: 4 * MiB })
+  fill(parent, Buffer.alloc(4 * MiB, 7), 0)
+  createImage(child, { format: 'vhd', backing: parent })
+  fill(child, Buffer.alloc(100 * KiB, 8), MiB)
+  const expected = Buffer.alloc(4 * MiB, 7).fill(8, MiB, MiB + 100 * KiB)
+  const path = deviceWith(t, readFileSync(child), 8 * MiB)
+  commitImage(path, { backingDirs: [folder] })
+  t.ok(content(parent).equals(expected))
+  t.same(checkImage(path, { backingDirs: [folder] }).findings, [])
 })
 
 t.test('sizes that it cannot have', async (t) => {

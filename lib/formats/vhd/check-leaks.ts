@@ -45,7 +45,8 @@ export function giveBack(check: GrowingCheck, layout: VhdLayout, table: TableChe
     const text = `${end - start} bytes from byte ${start} on${where} belong to no block: ${count} blocks' worth${hint}`
     report.add('leak', 'leak', text, table.sound, { offset: start, count, found: end - start, expected: 0 }, now)
     if (!now) continue
-    if (!tail || isDevice(context.storage)) repair.punch({ start, end })
+    // On a device that had no footer, it may have got one at the end.
+    if (!tail || isDevice(context.storage)) repair.punch({ start, end: Math.min(end, repair.footerOffset) })
     else if (repair.footerOffset !== start) {
       if (punched) context.storage.sync()
       repair.cutTail(start)

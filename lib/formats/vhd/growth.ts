@@ -17,6 +17,7 @@
 
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
+import { isDevice } from '../../storage/device.js'
 import { FOOTER_BYTES } from './footer.js'
 import { SECTOR } from './geometry.js'
 import { alignBlock, type Blocks, MAX_BLOCK_START, MAX_STEP, roundUp, State, type VhdLayout } from './layout.js'
@@ -131,8 +132,8 @@ export class Growth {
   /** Ends the file behind its last block. No other thread is at work; everything is committed. */
   finish(): void {
     const { state } = this.#context
-    if (state[State.CHANGED] === 0) return
     const storage = this.#storage
+    if (state[State.CHANGED] === 0 || isDevice(storage)) return
     const limit = state[State.LIMIT]!
     const { end } = scanTable(this.#layout, storage, limit)
     // Nothing to gain, or so little that the two footers would lie over each other.
@@ -145,13 +146,7 @@ export class Growth {
       throw error
     }
     storage.sync()
-    try {
-      storage.truncate(end + FOOTER_BYTES)
-    } catch (error) {
-      // A block device keeps its size, and the footer at its end.
-      if (error instanceof VdiskError && error.code === 'UNSUPPORTED') return
-      throw error
-    }
+    storage.truncate(end + FOOTER_BYTES)
     storage.sync()
   }
 }

@@ -18,8 +18,10 @@
  */
 
 import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
 import { clearInBatmap } from './batmap.js'
 import type { FaultKind, TableFault } from './check-table.js'
+import { isDevice } from '../../storage/device.js'
 import { FOOTER_BYTES } from './footer.js'
 import { SECTOR } from './geometry.js'
 import { alignBlock, ENTRY_BYTES, MAX_BLOCK_START, roundUp, type VhdLayout } from './layout.js'
@@ -97,9 +99,16 @@ export class VhdRepair {
   /**
    * Step 3 where there is no footer: writes it, and ends the file behind it.
    * @param keep the file may hold data that nothing refers to: it is not cut
+   * @throws NO_SPACE where a block lies at the end of a device
    */
   restoreFooter(lastEnd: number, keep: boolean): void {
-    const offset = keep ? Math.max(lastEnd, roundUp(this.#storage.size(), SECTOR)) : lastEnd
+    const size = this.#storage.size()
+    const device = isDevice(this.#storage)
+    const offset = device ? size - FOOTER_BYTES : keep ? Math.max(lastEnd, roundUp(size, SECTOR)) : lastEnd
+    if (offset < lastEnd) {
+      const text = `no room for the footer: blocks end at byte ${lastEnd} of the device's ${size}`
+      throw new VdiskError('NO_SPACE', text, { path: this.#storage.path })
+    }
     this.write(this.#footer, offset)
     this.#cutAt(offset + FOOTER_BYTES)
     this.#offset = offset

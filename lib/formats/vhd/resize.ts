@@ -23,6 +23,7 @@ import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { ResizeHelp } from '../driver.js'
 import { clearInBatmap, encodeBatmap } from './batmap.js'
+import { isDevice } from '../../storage/device.js'
 import { encodeHeader } from './dynamic-header.js'
 import { encodeFooter, FOOTER_BYTES, type Footer } from './footer.js'
 import { diskSize, geometryOf, goesByGeometry, MAX_DISK_SIZE, roundUpToGeometry, SECTOR } from './geometry.js'
@@ -236,15 +237,12 @@ function shrink(layout: VhdLayout, storage: Storage, next: Footer): void {
 
 /** Writes the footer at an end that lies in front of it, and cuts the file off behind that. */
 function cutOff(storage: Storage, footer: Uint8Array, footerOffset: number, end: number): void {
-  if (end + FOOTER_BYTES > footerOffset) return
-  writeFooter(storage, footer, end)
-  storage.sync()
-  try {
+  if (isDevice(storage)) storage.punch(end, Math.max(0, footerOffset - end))
+  else {
+    if (end + FOOTER_BYTES > footerOffset) return
+    writeFooter(storage, footer, end)
+    storage.sync()
     storage.truncate(end + FOOTER_BYTES)
-  } catch (error) {
-    // A block device keeps its size, and the footer at its end.
-    if (error instanceof VdiskError && error.code === 'UNSUPPORTED') return
-    throw error
   }
   storage.sync()
 }
