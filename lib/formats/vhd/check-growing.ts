@@ -5,6 +5,7 @@
 
 import { onesComplementByteSum } from '../../util/checksum.js'
 import { VdiskError } from '../../util/errors.js'
+import { parentFindings } from '../check-parent.js'
 import type { CheckTotals } from '../driver.js'
 import { readBatmapHeader } from './batmap.js'
 import { checkBitmaps } from './check-bitmap.js'
@@ -232,31 +233,9 @@ function mendBitmaps({ context, report, repair }: GrowingCheck, layout: VhdLayou
   if (changed) storage.sync()
 }
 
-/**
- * A parent that is not there can come back, and the image is as good as it was: a warning. One that is another disk
- * than the child was made over would show a mixture of two disks: that is corruption, and nobody but the user can say
- * where the right one is.
- */
 function checkParent({ context, report }: GrowingCheck, layout: VhdLayout): void {
-  if (layout.type !== 'differencing' || !context.lookForParent) return
-  const request = parentRequest(layout, context.path)
-  let other = false
-  try {
-    context.lookForParent({
-      ...request,
-      verify(parent) {
-        try {
-          request.verify(parent, (message) => report.add('warning', 'parent-changed', message, false))
-        } catch (error) {
-          other = true
-          throw error
-        }
-      },
-    })
-  } catch (error) {
-    if (!(error instanceof VdiskError)) throw error
-    const expected = layout.header!.parentUniqueId
-    if (other) report.add('corruption', 'parent-mismatch', textOf(error), false, { expected })
-    else report.add('warning', 'parent', textOf(error), false, { expected })
-  }
+  if (layout.type !== 'differencing') return
+  const expected = layout.header!.parentUniqueId
+  for (const { severity, what, message } of parentFindings(context, parentRequest(layout, context.path)))
+    report.add(severity, what, message, false, what === 'parent-changed' ? {} : { expected })
 }

@@ -9,7 +9,8 @@ import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { randomGuid } from '../../util/guid.js'
 import { formatSize, MiB } from '../../util/sizes.js'
-import type { CheckContext, CheckTotals, Finding, Severity } from '../driver.js'
+import { parentFindings } from '../check-parent.js'
+import type { CheckContext, CheckTotals, Finding, ParentRequest, Severity } from '../driver.js'
 import { encodeEntry } from './bat.js'
 import { currentHeader, updateHeaders } from './header.js'
 import {
@@ -55,7 +56,9 @@ export function checkVhdx(context: CheckContext): CheckTotals {
   }
   const check = new Check(context, opened.layout, opened.storage ?? context.storage)
   check.copies(before.otherFault, all)
-  return check.table()
+  const totals = check.table()
+  if (opened.parent) check.parent(opened.parent)
+  return totals
 }
 
 class Check {
@@ -149,6 +152,12 @@ class Check {
       fragmented: this.#fragmented,
       compressed: 0,
     }
+  }
+
+  /** That it is another disk changes nothing of what is found in this file. */
+  parent(request: ParentRequest): void {
+    for (const { severity, what, message } of parentFindings(this.#context, request))
+      this.#report(severity, what, message, false)
   }
 
   /** @returns false for an entry that says more than it may: it can be mended */

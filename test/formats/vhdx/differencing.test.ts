@@ -1,7 +1,8 @@
-import { existsSync, mkdirSync, readFileSync, renameSync } from 'node:fs'
+import { copyFileSync, existsSync, mkdirSync, readFileSync, renameSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { vhdx } from '../../../lib/formats/vhdx/format.js'
+import { checkImage } from '../../../lib/image/check.js'
 import { commitImage } from '../../../lib/image/commit.js'
 import { createImage } from '../../../lib/image/create.js'
 import { chainInfo, imageInfo } from '../../../lib/image/info.js'
@@ -175,6 +176,27 @@ t.test('a parent that changed is refused, and the reason is told', async (t) => 
     message: new RegExp(
       `^${child}: its parent .*parent.vhdx.* cannot be opened: looked for ${parent} \\(its data has the GUID ${now}, and the child was made over ${made}: it was changed after`,
     ),
+  })
+})
+
+t.test('check looks for the parent', async (t) => {
+  const { folder, parent, child } = chain(t, 4 * MiB)
+  write(child, MiB, 100, 2)
+  t.same(checkImage(child).findings, [])
+  const moved = join(temporaryFolder(t), 'child.vhdx')
+  copyFileSync(child, moved)
+  t.match(checkImage(moved), {
+    corruptions: 0,
+    findings: [{ severity: 'warning', what: 'parent', repairable: false, message: /parent\.vhdx/ }],
+  })
+  t.same(checkImage(moved, { backingDirs: [folder] }).findings, [])
+  write(parent, 0, 100, 3)
+  t.match(checkImage(child, { repair: 'all' }), {
+    corruptions: 1,
+    corruptionsFixed: 0,
+    findings: [
+      { severity: 'corruption', what: 'parent-mismatch', repairable: false, message: /changed after the child/ },
+    ],
   })
 })
 
