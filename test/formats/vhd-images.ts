@@ -173,6 +173,29 @@ export function deviceWith(t: TestCase, image: Uint8Array, size: number): string
   return attachLoop(t, file)
 }
 
+/**
+ * A disk of 4 blocks of 4 KiB and 2048 bytes, of which the first holds 0x10 and the last 0x14; and what it holds. The
+ * last block is in the file as far as the disk has it: the footer, behind so many bytes of rubbish, lies where the block
+ * would end.
+ */
+export function shortImage(rubbish = 0): { storage: MemoryStorage; disk: Buffer } {
+  const [start, end] = [0x800, 0x800 + 4608 + 512 + 2048]
+  const disk = Buffer.alloc(4 * 4096 + 2048)
+  disk.fill(0x10, 0, 4096).fill(0x14, 4 * 4096)
+  const storage = dynamicImage({
+    footer: footerWith((view) => view.setBigUint64(FooterAt.currentSize, BigInt(disk.length))),
+    header: headerWith((view) => view.setUint32(HeaderAt.blockSize, 4096)),
+    table: [start / 512, 0xffffffff, 0xffffffff, 0xffffffff, (start + 4608) / 512],
+    more: [
+      [start, new Uint8Array(4608).fill(0x10).fill(0xff, 0, 512)],
+      [start + 4608, new Uint8Array(2560).fill(0x14).fill(0xff, 0, 512)],
+      [end, new Uint8Array(rubbish).fill(0xee)],
+    ],
+    end: end + rubbish,
+  })
+  return { storage, disk }
+}
+
 /** What `Format.open` gets; warnings are collected. */
 export function contextOf(storage: MemoryStorage, readOnly = true): OpenContext & { warnings: string[] } {
   const warnings: string[] = []

@@ -1,6 +1,7 @@
 import { existsSync, mkdirSync, readFileSync, renameSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { checkImage } from '../../lib/image/check.js'
 import { createImage } from '../../lib/image/create.js'
 import type { Image } from '../../lib/image/image.js'
 import { openImage, openStorages } from '../../lib/image/open.js'
@@ -18,6 +19,7 @@ import {
   HeaderAt,
   headerWith,
   needsCorpus,
+  shortImage,
   WINDOWS_FOOTER,
 } from './vhd-images.js'
 
@@ -356,6 +358,27 @@ t.test('freed blocks at the end make the file shorter', async (t) => {
   image.zero(0, 20 * MiB, true)
   image.close()
   t.equal(statSync(path).size, empty)
+})
+
+t.test('a last block that is not there whole is freed, and the footer is not', async (t) => {
+  const { storage, disk } = shortImage()
+  const path = join(temporaryFolder(t), 'x.vhd')
+  const bytes = Buffer.alloc(storage.size())
+  storage.read(bytes, 0, bytes.length, 0)
+  writeFileSync(path, bytes)
+  let image = openImage(path)
+  image.zero(4 * 4096, 2048, true)
+  image.flush()
+  image.flush()
+  t.equal(readFileSync(path).toString('latin1', bytes.length - 512, bytes.length - 504), 'conectix')
+  image.write(Buffer.alloc(3 * 4096, 5), 0, 3 * 4096, 4096)
+  image.close()
+  disk.fill(0, 4 * 4096).fill(5, 4096, 4 * 4096)
+  image = openImage(path)
+  t.ok(same(content(image), disk), 'no two blocks lie over each other')
+  image.close()
+  t.ok(same(byQemu(temporaryFolder(t), path), disk), 'as QEMU reads it')
+  t.same(checkImage(path).findings, [])
 })
 
 t.test('a block of a differencing disk is freed only where the parent reads as zeros', async (t) => {

@@ -286,6 +286,8 @@ export class BlockDriver implements Driver {
   #releaseBlocks(first: number, end: number): void {
     const { blockSize, blockBytes, bitmapBytes, stride, reservedEnd } = this.#blocks
     const space = this.#context.space!
+    // The footer may lie where a last block that is not there whole would end.
+    const free = (from: number, to: number) => space.free(from, Math.min(to, this.#state[State.LIMIT]!) - from)
     let from = -1
     let last = -1
     for (let block = first; block < end; block++) {
@@ -299,13 +301,13 @@ export class BlockDriver implements Driver {
       this.#state[State.ALLOCATED]!--
       const neighbour = start === last + blockBytes || (start === last + stride && last >= reservedEnd)
       if (!neighbour || from < 0) {
-        if (from >= 0) space.free(from, last + blockBytes - from)
+        if (from >= 0) free(from, last + blockBytes)
         from = start
       }
       last = start
     }
     if (from < 0) return
-    space.free(from, last + blockBytes - from)
+    free(from, last + blockBytes)
     this.#state[State.CHANGED] = 1
   }
 
