@@ -36,6 +36,7 @@ import {
   headerWith,
   needsCorpus,
   type Parts,
+  shortImage,
   WINDOWS_FIXED_FOOTER,
   WINDOWS_FOOTER,
   withBatmap,
@@ -405,6 +406,14 @@ t.test('the block allocation table', async (t) => {
     const broken = image({ table: [place(2), place(0), place(0), place(1), FREE] })
     t.match(mends(t, broken, ['shared-block'], [0x10, 0x11, 0x11, 0x33, 0]), [{ offset: TABLE + 8 }])
     t.equal(entry(broken, 2), place(3), 'a copy behind the last block')
+  })
+  t.test('a copy lies behind the place of a last block that is not there whole', async (t) => {
+    const { storage: broken } = shortImage()
+    put(broken, TABLE + 4, 0, 0, 0, place(0))
+    t.same(check(broken, 'all').kinds, ['shared-block'])
+    t.same(check(broken).kinds, [])
+    t.equal(entry(broken, 1), place(2))
+    t.same(contentOf(broken).slice(0, 4), [0x10, 0x10, 0, 0])
   })
   t.test('a block that begins in the middle of another', async (t) => {
     for (const shift of [-1, 1]) {

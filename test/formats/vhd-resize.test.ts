@@ -15,7 +15,16 @@ import { Recorder } from '../../lib/storage/recording.js'
 import { needsMounts } from '../support/mounts.js'
 import { must } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
-import { BatmapAt, batmapOf, contextOf, corpusImage, deviceWith, needsCorpus, withBatmap } from './vhd-images.js'
+import {
+  BatmapAt,
+  batmapOf,
+  contextOf,
+  corpusImage,
+  deviceWith,
+  needsCorpus,
+  shortImage,
+  withBatmap,
+} from './vhd-images.js'
 
 const KiB = 1024
 const MiB = KiB * KiB
@@ -66,6 +75,27 @@ for (const options of [['block_size=512K'], ['block_size=4096'], ['subformat=fix
     }
     t.ok(readFileSync(path).length < 5 * MiB + 80 * KiB, 'what is cut off takes no space')
   })
+
+t.test('rubbish in front of the footer, and a last block that is not there whole', async (t) => {
+  for (const rubbish of [0, 8192])
+    for (const blocks of [5, 40, 2000]) {
+      const { storage, disk } = shortImage(rubbish)
+      const path = join(temporaryFolder(t), 'x.vhd')
+      const bytes = Buffer.alloc(storage.size())
+      storage.read(bytes, 0, bytes.length, 0)
+      writeFileSync(path, bytes)
+      resizeImage(path, { size: blocks * 4096 })
+      const expected = Buffer.alloc(blocks * 4096)
+      disk.copy(expected)
+      t.ok(content(path).equals(expected), `${rubbish} bytes, ${blocks} blocks`)
+      for (const at of [2 * 4096 + 7, blocks * 4096 - 100]) {
+        fill(path, Buffer.alloc(10, 9), at)
+        expected.fill(9, at, at + 10)
+      }
+      t.ok(content(path).equals(expected), 'written')
+      sound(t, path)
+    }
+})
 
 t.test('what a smaller disk had cut off does not come back', async (t) => {
   for (const options of [['block_size=512K'], ['subformat=fixed']]) {

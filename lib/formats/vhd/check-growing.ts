@@ -178,7 +178,7 @@ const FAULTS: Readonly<Record<FaultKind, readonly [what: string, text: (fault: T
 
 function mendTable({ judged, report, repair }: GrowingCheck, layout: VhdLayout, table: TableCheck): void {
   const { blockSize, tableOffset } = layout.blocks!
-  const copies = planCopies(layout, table.faults, table.lastEnd)
+  const copies = planCopies(layout, table.faults, table.wholeEnd)
   for (const fault of table.faults) {
     const { kind, block, count, start } = fault
     const [what, text] = FAULTS[kind]

@@ -50,6 +50,8 @@ export class TableCheck {
   behind = 0
   /** End of the last block or reserved area that is wanted. */
   lastEnd: number
+  /** As `lastEnd`, and blocks that are not there whole count as if they were: nothing new lies in front of it. */
+  wholeEnd: number
   readonly #layout: VhdLayout
   readonly #storage: Storage
   readonly #blockBytes: number
@@ -67,6 +69,7 @@ export class TableCheck {
     this.#blockBytes = blockBytes
     this.#blockSectors = blockBytes / SECTOR
     this.lastEnd = reservedEnd
+    this.wholeEnd = reservedEnd
     this.#windows = this.#findWindows()
     for (const from of this.#windows) this.#cells = this.#look(from, true)
   }
@@ -148,6 +151,7 @@ export class TableCheck {
     const { footerOffset } = this.#layout
     const whole = start + this.#blockBytes
     const needed = Math.max(start + bitmapBytes + used, footerOffset)
+    this.wholeEnd = Math.max(this.wholeEnd, whole)
     this.lastEnd = Math.max(this.lastEnd, whole <= footerOffset ? whole : needed)
   }
 

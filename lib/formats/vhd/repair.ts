@@ -41,14 +41,17 @@ export interface BlockCopy {
   readonly to: number
 }
 
-/** Places behind the last block for all that must be copied; undefined: not all have room in the 2 TiB of a VHD. */
+/**
+ * Places behind the last block for all that must be copied; undefined: not all have room in the 2 TiB of a VHD.
+ * @param wholeEnd where the last block would end if it were there whole
+ */
 export function planCopies(
   layout: VhdLayout,
   faults: readonly TableFault[],
-  lastEnd: number,
+  wholeEnd: number,
 ): readonly BlockCopy[] | undefined {
   const copies: BlockCopy[] = []
-  let end = lastEnd
+  let end = wholeEnd
   for (const { kind, block, start } of faults) {
     if (!COPIED.includes(kind)) continue
     const to = alignBlock(layout.blocks!, end)
