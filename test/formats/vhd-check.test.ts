@@ -719,6 +719,19 @@ t.test('a device', needsMounts, async (t) => {
     t.same(kinds(path), [])
     t.same(firsts(path), CONTENT)
   })
+  t.test('with no room for a copy', async (t) => {
+    const shared = image({
+      table: [place(2), place(0), place(0), place(1), FREE],
+      more: [[endOf(1), block(0x33, 0)]],
+    })
+    const path = deviceWith(t, allOf(shared), file.length)
+    const before = readFileSync(path)
+    t.match(checkImage(path, { repair: 'all' }).findings, [
+      { what: 'shared-block', repairable: false, repaired: false, message: /no room for a copy on the device/ },
+      { what: 'bitmap', repaired: false },
+    ])
+    t.ok(readFileSync(path).equals(before), 'nothing is written')
+  })
   t.test('with no room for a footer', async (t) => {
     const path = deviceWith(t, file, file.length)
     write(path, Uint8Array.of(0, 0, 0, place(2) + 1), TABLE)

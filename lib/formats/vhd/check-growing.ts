@@ -12,6 +12,7 @@ import { checkBitmaps } from './check-bitmap.js'
 import { findLeaks, giveBack } from './check-leaks.js'
 import type { GrowingCheck } from './check-report.js'
 import { type FaultKind, TableCheck, type TableFault } from './check-table.js'
+import { isDevice } from './device.js'
 import { decodeHeader, HEADER_BYTES, HEADER_CHECKSUM } from './dynamic-header.js'
 import { DiskType, FOOTER_BYTES, hex32, OLD_FOOTER_BYTES } from './footer.js'
 import { geometryAgrees, SECTOR } from './geometry.js'
@@ -176,14 +177,17 @@ const FAULTS: Readonly<Record<FaultKind, readonly [what: string, text: (fault: T
   cut: ['block-cut', (_, end) => `ends behind byte ${end}, where blocks must end: the rest of it is lost`],
 }
 
-function mendTable({ judged, report, repair }: GrowingCheck, layout: VhdLayout, table: TableCheck): void {
+function mendTable(check: GrowingCheck, layout: VhdLayout, table: TableCheck): void {
+  const { judged, report, repair, context } = check
   const { blockSize, tableOffset } = layout.blocks!
-  const copies = planCopies(layout, table.faults, table.wholeEnd)
+  const device = isDevice(context.storage)
+  const copies = planCopies(layout, table, device ? repair.footerOffset : Infinity)
+  const room = device ? 'on the device' : 'in the 2 TiB of a VHD'
   for (const fault of table.faults) {
     const { kind, block, count, start } = fault
     const [what, text] = FAULTS[kind]
     const others = count > 1 ? `; so with ${count - 1} more entries behind it` : ''
-    const full = !copies && COPIED.includes(kind) ? '; there is no room for a copy in the 2 TiB of a VHD' : ''
+    const full = !copies && COPIED.includes(kind) ? `; there is no room for a copy ${room}` : ''
     report.add(
       'corruption',
       what,
@@ -206,6 +210,8 @@ function mendTable({ judged, report, repair }: GrowingCheck, layout: VhdLayout, 
     report.add('warning', 'bat-unused', text, false, { offset: tableOffset, count: table.behind })
   }
   if (report.all && !table.sound && copies) repair.mendTable(layout, table.faults, copies, table.lastEnd)
+  // What is the bitmap of a block may be the data of another one as long as they lie over each other.
+  if (!copies || table.overflow > 0) report.all = false
 }
 
 function mendBitmaps({ context, report, repair }: GrowingCheck, layout: VhdLayout): void {

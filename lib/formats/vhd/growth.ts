@@ -15,9 +15,9 @@
  * 4. barrier
  */
 
+import { isDevice } from '../../storage/device.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
-import { isDevice } from '../../storage/device.js'
 import { FOOTER_BYTES } from './footer.js'
 import { SECTOR } from './geometry.js'
 import { alignBlock, type Blocks, MAX_BLOCK_START, MAX_STEP, roundUp, State, type VhdLayout } from './layout.js'

@@ -17,11 +17,11 @@
  * be there. The next run does it.
  */
 
+import { isDevice } from '../../storage/device.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { clearInBatmap } from './batmap.js'
-import type { FaultKind, TableFault } from './check-table.js'
-import { isDevice } from '../../storage/device.js'
+import type { FaultKind, TableCheck, TableFault } from './check-table.js'
 import { FOOTER_BYTES } from './footer.js'
 import { SECTOR } from './geometry.js'
 import { alignBlock, ENTRY_BYTES, MAX_BLOCK_START, roundUp, type VhdLayout } from './layout.js'
@@ -43,21 +43,22 @@ export interface BlockCopy {
 
 /**
  * Places behind the last block for all that must be copied; undefined: not all have room in the 2 TiB of a VHD.
- * @param wholeEnd where the last block would end if it were there whole
+ * @param limit where blocks must end
  */
 export function planCopies(
   layout: VhdLayout,
-  faults: readonly TableFault[],
-  wholeEnd: number,
+  { faults, lastEnd, wholeEnd }: TableCheck,
+  limit: number,
 ): readonly BlockCopy[] | undefined {
   const copies: BlockCopy[] = []
+  if (lastEnd > limit) return undefined
   let end = wholeEnd
   for (const { kind, block, start } of faults) {
     if (!COPIED.includes(kind)) continue
     const to = alignBlock(layout.blocks!, end)
-    if (to >= MAX_BLOCK_START) return undefined
-    copies.push({ block, from: start, to })
     end = to + layout.blocks!.blockBytes
+    if (to >= MAX_BLOCK_START || end > limit) return undefined
+    copies.push({ block, from: start, to })
   }
   return copies
 }

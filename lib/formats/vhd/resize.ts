@@ -19,11 +19,11 @@
  * 4. their blocks are given back; the footer is written behind what is left; barrier; the file is cut behind it
  */
 
+import { isDevice } from '../../storage/device.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { ResizeHelp } from '../driver.js'
 import { clearInBatmap, encodeBatmap } from './batmap.js'
-import { isDevice } from '../../storage/device.js'
 import { encodeHeader } from './dynamic-header.js'
 import { encodeFooter, FOOTER_BYTES, type Footer } from './footer.js'
 import { diskSize, geometryOf, goesByGeometry, MAX_DISK_SIZE, roundUpToGeometry, SECTOR } from './geometry.js'
