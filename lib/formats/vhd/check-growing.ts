@@ -3,6 +3,7 @@
  * copied; an entry is taken out of the table only where the place that it says can hold no data of a block.
  */
 
+import { isDevice } from '../../storage/device.js'
 import { onesComplementByteSum } from '../../util/checksum.js'
 import { VdiskError } from '../../util/errors.js'
 import { parentFindings } from '../check-parent.js'
@@ -12,7 +13,6 @@ import { checkBitmaps } from './check-bitmap.js'
 import { findLeaks, giveBack } from './check-leaks.js'
 import type { GrowingCheck } from './check-report.js'
 import { type FaultKind, TableCheck, type TableFault } from './check-table.js'
-import { isDevice } from './device.js'
 import { decodeHeader, HEADER_BYTES, HEADER_CHECKSUM } from './dynamic-header.js'
 import { DiskType, FOOTER_BYTES, hex32, OLD_FOOTER_BYTES } from './footer.js'
 import { geometryAgrees, SECTOR } from './geometry.js'
