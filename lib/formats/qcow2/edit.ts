@@ -8,7 +8,7 @@
  * 4. refcounts that rise → barrier
  * 5. the header, in one sector → barrier
  * 6. refcounts that sink → barrier
- * 7. COPIED flags of clusters that are not shared any more are set → barrier
+ * 7. COPIED flags of clusters whose refcount is 1 now are set → barrier
  * 8. the dirty bit is cleared → barrier; freed clusters are punched, the free end of the file is cut off
  *
  * A crash before 5 leaves what was, later what is new; in version 2 at worst with leaked clusters and flags that `check`
@@ -137,7 +137,14 @@ export class Edit {
     refer()
     storage.sync()
     const { freed, used } = this.#lower(after)
-    checkCopied(storage, next.shape, roots.tables, after, () => true)
+    const { clusters } = after
+    checkCopied(
+      storage,
+      next.shape,
+      roots.tables,
+      { clusters, of: (cluster) => this.#final(after, cluster) },
+      () => true,
+    )
     storage.sync()
     mark((features ?? []).filter((bit) => bit !== Incompatible.DIRTY))
     for (const { first, count } of freed) storage.punch(first * this.#clusterSize, count * this.#clusterSize)
@@ -161,26 +168,44 @@ export class Edit {
 
   /** No cluster that is shared from now on may be taken as one's own, neither before the header changes nor after. */
   #clearFlags(roots: Roots, after: Counts): void {
-    const most = {
+    const raised = {
       clusters: after.clusters,
-      of: (cluster: number) => Math.max(after.of(cluster), this.#before.of(cluster)),
+      of: (cluster: number) => this.#raised(after, cluster, this.#actual.of(cluster)),
     }
     const { shape } = this.structure
-    for (const { tables } of [this.#roots, roots]) checkCopied(this.#storage, shape, tables, most, ({ set }) => set)
+    for (const { tables } of [this.#roots, roots]) checkCopied(this.#storage, shape, tables, raised, ({ set }) => set)
     this.#storage.sync()
   }
 
+  /** By how much the references become more. */
+  #more(after: Counts, cluster: number): number {
+    return Math.max(0, after.of(cluster) - this.#before.of(cluster))
+  }
+
+  /** The refcount, of a cluster that has this one now, that holds from step 4 to step 6: one that was too large stays so. */
+  #raised(after: Counts, cluster: number, refcount: number): number {
+    return Math.min(this.#recount.most, refcount + this.#more(after, cluster))
+  }
+
+  /** The refcount, of a cluster that has this one then, that holds from step 6 on. */
+  #lowered(after: Counts, cluster: number, refcount: number): number {
+    return Math.max(0, refcount - Math.max(0, this.#before.of(cluster) - after.of(cluster)))
+  }
+
+  /** The refcount that holds in the end. Flags go by it, not by the references: a leaked cluster is nobody's own. */
+  #final(after: Counts, cluster: number): number {
+    return this.#lowered(after, cluster, this.#raised(after, cluster, this.#actual.of(cluster)))
+  }
+
   #raise(after: Counts): void {
-    const wanted = (cluster: number) => Math.max(0, after.of(cluster) - this.#before.of(cluster))
-    const { most } = this.#recount
-    // A refcount that was too large already stays.
-    const raised = (cluster: number, refcount: number) => Math.min(most, refcount + wanted(cluster))
-    const complete = this.#recount.update(this.#end, after, raised)
+    const complete = this.#recount.update(this.#end, after, (cluster, refcount) =>
+      this.#raised(after, cluster, refcount),
+    )
     if (!complete) {
       const all = new Counts(this.#end, this.#storage.path)
       this.#recount.update(this.#end, after, (cluster, refcount) => {
         // Where there is no block yet nothing was raised.
-        const value = refcount === 0 ? wanted(cluster) : refcount
+        const value = refcount === 0 ? this.#more(after, cluster) : refcount
         if (value > 0) all.add(cluster, Use.DATA, value)
         return refcount
       })
@@ -196,7 +221,7 @@ export class Edit {
     const end = Math.max(this.#end, Math.ceil(this.#storage.size() / this.#clusterSize))
     const none: Values = { of: () => 0, noneIn: () => true }
     this.#recount.update(end, none, (cluster, refcount) => {
-      const next = Math.max(0, refcount - Math.max(0, this.#before.of(cluster) - after.of(cluster)))
+      const next = this.#lowered(after, cluster, refcount)
       if (next > 0) used = cluster + 1
       else if (refcount > 0) {
         const last = freed.at(-1)
