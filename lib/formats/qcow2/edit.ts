@@ -182,9 +182,14 @@ export class Edit {
     return Math.max(0, after.of(cluster) - this.#before.of(cluster))
   }
 
-  /** The refcount, of a cluster that has this one now, that holds from step 4 to step 6: one that was too large stays so. */
+  /**
+   * The refcount, of a cluster that has this one now, that holds from step 4 to step 6. One that was too large stays so,
+   * but behind the end of the file, where nothing can be: a writer that crashed has counted there before it wrote, and
+   * what it counted is not what is put there now.
+   */
   #raised(after: Counts, cluster: number, refcount: number): number {
-    return Math.min(this.#recount.most, refcount + this.#more(after, cluster))
+    const found = cluster < this.#before.clusters ? refcount : 0
+    return Math.min(this.#recount.most, found + this.#more(after, cluster))
   }
 
   /** The refcount, of a cluster that has this one then, that holds from step 6 on. */

@@ -156,6 +156,32 @@ t.test('a flag of a leaked cluster stays cleared, and one that is set is cleared
     }
 })
 
+t.test(
+  'refcounts behind the end of the file, which a crashed writer left: what is put there has its own',
+  async (t) => {
+    const folder = temporaryFolder(t)
+    for (const options of ['cluster_size=64k', 'cluster_size=4k,compat=0.10'])
+      for (const act of [
+        (path: string) => createSnapshot(path, 'one'),
+        (path: string) => resizeImage(path, { size: 2 * MiB }),
+        (path: string) => void (options.includes('compat') || addBitmap(path, 'b', undefined)),
+      ]) {
+        const path = join(folder, 'image.qcow2')
+        create(path, '1M', options)
+        io(path, 'write -P 1 0 128k')
+        change(path, (b) => {
+          const end = Math.ceil(b.bytes.length / b.cluster) * b.cluster
+          for (let n = 0; n < 20; n++) b.set16(b.refcountOf(end + n * b.cluster), 1 + (n % 3))
+        })
+        t.equal(qemuCheck(path).code, 0, 'before')
+        act(path)
+        t.equal(qemuCheck(path).code, 0, options)
+        t.same(checkImage(path).findings, [])
+        t.same(differences(path, 'read -P 1 0 128k'), [])
+      }
+  },
+)
+
 t.test('the state of a machine, behind the end of the disk, stays with its snapshot', async (t) => {
   const path = join(temporaryFolder(t), 'image.qcow2')
   create(path, '1G', 'cluster_size=64k')
