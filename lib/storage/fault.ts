@@ -50,6 +50,10 @@ export class FaultStorage implements Storage {
     this.#words = new Int32Array(control)
   }
 
+  get fixedSize(): boolean {
+    return this.#inner.fixedSize ?? false
+  }
+
   /** Orders one fault; it replaces an earlier one. */
   fail(fault: Fault): void {
     this.heal()

@@ -57,6 +57,10 @@ export class FileStorage implements Storage {
     return this.#fd
   }
 
+  get fixedSize(): boolean {
+    return this.#device
+  }
+
   read(buffer: Uint8Array, at: number, length: number, offset: number): number {
     let done = 0
     while (done < length) {

@@ -13,6 +13,10 @@ export class PassingStorage<Inner extends Storage = Storage> implements Storage 
     this.inner = inner
   }
 
+  get fixedSize(): boolean {
+    return this.inner.fixedSize ?? false
+  }
+
   read(buffer: Uint8Array, at: number, length: number, offset: number): number {
     return this.inner.read(buffer, at, length, offset)
   }

@@ -28,6 +28,8 @@ export interface Storage {
   readonly readOnly: boolean
   /** The file's descriptor, where there is one and its bytes are what `read` gives: for copying inside the kernel. */
   readonly descriptor?: number
+  /** It can neither grow nor shrink: a block device. */
+  readonly fixedSize?: boolean
 
   /**
    * Reads `length` bytes at `offset` into `buffer` from index `at` on. Repeats short reads and EINTR.

@@ -12,6 +12,8 @@ import { type Chain, createInMemory, randomBytes, secret, type Variant } from '.
 const SECTOR = 512
 
 export interface Beginning extends Chain {
+  /** The image lies on a device of so many bytes. */
+  readonly device?: number
   /** Looks at what has to be kept. @returns what is wrong, or undefined */
   keeps?(storages: readonly Storage[], disk: Uint8Array): string | undefined
 }

@@ -11,6 +11,7 @@ import { Recorder } from '../../lib/storage/recording.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { contents, randomFrom } from '../metadata/fixtures/metadata.js'
 import { createInMemory, forQemu, randomBytes, secret, type Variant } from '../model/variants.js'
+import { Device } from '../support/device.js'
 import { must, run } from '../support/run.js'
 import { History } from './history.js'
 import type { Beginning, Life } from './lives.js'
@@ -35,7 +36,8 @@ export function record(variant: Variant, seed: number, operations: number, made?
   const chain = made ?? createInMemory(variant, random)
   const [top, ...parents] = chain.storages
   const recorder = new Recorder()
-  const storages: Storage[] = [new WholeSectors(recorder.record(top!)), ...parents]
+  const recorded = recorder.record(made?.device === undefined ? top! : new Device(top!, made.device))
+  const storages: Storage[] = [new WholeSectors(recorded), ...parents]
   const history = new History(chain.contents)
   let image = openStorages(storages, { secret })
   for (let i = 0; i < operations; i++) {

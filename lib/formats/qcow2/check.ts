@@ -24,7 +24,7 @@ import { type CheckOptions, Mending } from './mending.js'
 import { Recount } from './recount.js'
 import { encodeSnapshots, lacksExtra, withExtra } from './snapshot-table.js'
 import { freeEnd, placeOf, readStructure, rootsOf, type Structure, shapeOf } from './structure.js'
-import { examine, type Fault, l2Span, type Origin, type Walked, walk } from './walk.js'
+import { examine, type Fault, l2Span, type Origin, type Roots, type Walked, walk } from './walk.js'
 
 /** @throws FORMAT, UNSUPPORTED, CORRUPT where the header cannot be read; IO */
 export function checkImage(storage: Storage, options: CheckOptions): CheckTotals {
@@ -103,6 +103,23 @@ class Check {
     examine(this.#storage, structure.shape, roots, fault)
     if (holds.length > 0) this.#m.hold()
     this.#m.freeEnd = freeEnd(this.#storage, roots)
+    if (this.#m.all && this.#storage.fixedSize) this.#m.inUse = this.#inUse(structure, roots)
+  }
+
+  /** What anything refers to, or is counted as in use; undefined where something is lost that may refer to more. */
+  #inUse({ shape, place }: Structure, roots: Roots): Counts | undefined {
+    let lost = false
+    const fault = ({ loses, replace, copy }: Fault) => {
+      lost ||= loses === true && !replace && !copy
+    }
+    const { counts } = walk(this.#storage, shape, roots, fault)
+    const recount = new Recount(this.#storage, place)
+    recount.mark(counts)
+    recount.update(counts.clusters, counts, (cluster, refcount) => {
+      if (refcount > 0 && counts.of(cluster) === 0) counts.add(cluster, Use.DATA)
+      return refcount
+    })
+    return lost ? undefined : counts
   }
 
   /**
@@ -213,14 +230,16 @@ class Check {
       return next
     })
     runs.end()
+    this.#storage.sync()
+    // Before anything is put there.
+    for (const { offset, length } of runs.freed) this.#storage.punch(offset, length)
     if (all && (recount.broken || !complete)) {
       this.#m.mark()
-      recount.rebuild(counts, counts.clusters, this.#m.freeEnd)
+      recount.rebuild(counts, counts.clusters, { free: this.#m.freeEnd, lost: this.#m.lost })
       this.#wrong.clear()
       this.#used = Math.ceil(this.#storage.size() / place.clusterSize)
+      while (this.#used > 0 && counts.of(this.#used - 1) === 0) this.#used--
     }
-    this.#storage.sync()
-    for (const { offset, length } of runs.freed) this.#storage.punch(offset, length)
   }
 
   /**

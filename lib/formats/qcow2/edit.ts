@@ -148,7 +148,8 @@ export class Edit {
     storage.sync()
     mark((features ?? []).filter((bit) => bit !== Incompatible.DIRTY))
     for (const { first, count } of freed) storage.punch(first * this.#clusterSize, count * this.#clusterSize)
-    if (storage.size() > used * this.#clusterSize) storage.truncate(used * this.#clusterSize)
+    const end = used * this.#clusterSize
+    if (storage.size() > end && !storage.fixedSize) storage.truncate(end)
     storage.sync()
   }
 

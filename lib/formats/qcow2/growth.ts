@@ -1,6 +1,7 @@
 /**
  * Room for a layer that is written: clusters that nobody uses are looked for among those of the file, then secured behind
- * its end, a run at a time. Only one thread is ever in here.
+ * its end, a run at a time. On a block device there is nothing behind the end, and all of it is looked through. Only one
+ * thread is ever in here.
  */
 
 import { VdiskError } from '../../util/errors.js'
@@ -114,7 +115,15 @@ export class Growth {
     // Somebody else may have made room while this thread waited.
     if (metadata.shared(() => state[State.NEXT]! < state[State.LIMIT]!)) return
     if (this.#claimGap()) return
+    if (this.#storage.fixedSize) throw this.#full()
     this.#claimEnd()
+  }
+
+  #full(): VdiskError {
+    return new VdiskError('NO_SPACE', `all ${this.#storage.size()} bytes of the device are in use`, {
+      path: this.#storage.path,
+      errno: 'ENOSPC',
+    })
   }
 
   /** Clusters that are secured at a time. */
@@ -132,7 +141,9 @@ export class Growth {
     ])
     let cursor = from!
     let gap: { first: number; count: number } | undefined
-    for (let pages = 0; pages < SEARCH_PAGES && cursor < end! && !gap; pages++) {
+    const most = this.#storage.fixedSize ? Number.POSITIVE_INFINITY : SEARCH_PAGES
+    for (let pages = 0; pages < most && cursor < end! && !gap; pages++) {
+      if (this.#storage.fixedSize) this.#countHere(cursor, end!)
       const stop = Math.min(refcounts.pageEnd(cursor), end!)
       gap = metadata.shared(() => {
         // What no block counts is left alone: behind the end there is as much room as one likes.
@@ -152,6 +163,21 @@ export class Growth {
     if (trace.enabled) trace('found %d free clusters at %d', gap.count, gap.first * clusterSize)
     this.#context.space!.add(gap.first * clusterSize, gap.count * clusterSize)
     return true
+  }
+
+  /** On a device, what no block counts is room too: it gets a block, which is the first thing that lies there. */
+  #countHere(cluster: number, end: number): void {
+    const refcounts = this.#refcounts
+    const index = refcounts.blockIndex(cluster)
+    const check = (count: number) => {
+      if (cluster + count > end) throw this.#full()
+      this.#refuseOverlap(cluster, count)
+    }
+    if (index >= refcounts.tableEntries) this.#room.growTable(cluster, check)
+    else if (this.#context.metadata.shared(() => refcounts.blockAt(index)) === 0) {
+      check(1)
+      this.#room.addBlock(cluster)
+    }
   }
 
   #freeRun(first: number, stop: number): number {

@@ -6,7 +6,9 @@
 import type { Storage } from '../../storage/storage.js'
 import { MiB } from '../../util/sizes.js'
 import type { Finding, Repair } from '../driver.js'
+import { type Counts, Use } from './counts.js'
 import { Incompatible, readFeatures, writeFeatures } from './header.js'
+import { FreeClusters, noneForSure } from './inside.js'
 import type { Copy, Fault, Shape } from './walk.js'
 
 /** More bytes are not copied: an image that needs more of that is no image. */
@@ -23,6 +25,8 @@ export class Mending {
   leaks: boolean
   /** Byte offset behind which there is nothing, nor is said to be anything. */
   freeEnd = 0
+  /** On a device: all that may be in use. Undefined where that cannot be told. */
+  inUse: Counts | undefined
   /** Entries, by their byte offsets, that refer to copies. */
   readonly moved = new Set<number>()
   /** Corruptions that are left. */
@@ -99,15 +103,29 @@ export class Mending {
     this.storage.write(bytes, 0, bytes.length, offset)
   }
 
-  /** Clusters behind everything. Their refcounts are 0 until they are counted. */
+  /** Clusters behind everything, or on a device between the rest. Their refcounts are 0 until they are counted. */
   append(bytes: Uint8Array): number {
     const { clusterSize } = this.#shape
-    const offset = Math.ceil(Math.max(this.storage.size(), this.freeEnd) / clusterSize) * clusterSize
-    const filled = new Uint8Array(Math.ceil(bytes.length / clusterSize) * clusterSize)
+    const count = Math.ceil(bytes.length / clusterSize)
+    const first = this.storage.fixedSize
+      ? this.#takeInside(count)
+      : Math.ceil(Math.max(this.storage.size(), this.freeEnd) / clusterSize)
+    const offset = first * clusterSize
+    const filled = new Uint8Array(count * clusterSize)
     filled.set(bytes)
     this.write(filled, offset)
     this.storage.sync()
     return offset
+  }
+
+  /** @throws NO_SPACE */
+  #takeInside(count: number): number {
+    const { inUse } = this
+    if (!inUse) throw noneForSure(this.storage)
+    const isFree = (cluster: number) => inUse.of(cluster) === 0
+    const first = new FreeClusters(this.storage, this.#shape.clusterSize, isFree).run(count)
+    for (let i = 0; i < count; i++) inUse.add(first + i, Use.METADATA)
+    return first
   }
 
   /** Reports a fault of an entry, and mends it where that is wanted and possible. */

@@ -2,13 +2,15 @@
  * The refcount table and its blocks, worked on in the file itself: compared with what refers to clusters, corrected where
  * they lie, or written anew at the end of the file.
  *
- * A new table: blocks and table are written behind everything → barrier → the header refers to them, in one sector → barrier.
+ * A new table: blocks and table are written behind everything, on a device to clusters that nothing uses, the old table
+ * and its blocks not among them → barrier → the header refers to them, in one sector → barrier.
  */
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { type Counts, Use } from './counts.js'
 import { FIELD, MAX_REFCOUNT_TABLE_BYTES, REFCOUNT_TABLE_FIELDS } from './header.js'
+import { FreeClusters, noneForSure } from './inside.js'
 import { eachEntry, hexOf } from './pieces.js'
 import type { OnFault } from './walk.js'
 
@@ -31,6 +33,26 @@ export interface Values {
 
 /** Of a cluster with this refcount in the file: what it is to be. */
 export type Visit = (cluster: number, refcount: number) => number
+
+export interface RebuildOptions {
+  /** The first byte from which on nothing is said to be. */
+  readonly free?: number
+  /** What has no references may be in use. */
+  readonly lost?: boolean
+}
+
+/** Clusters for so many blocks, and behind them those of the table, which lie together. */
+type FindPlaces = (blocks: number, tableClusters: number) => readonly number[]
+
+interface Plan {
+  /** Of the blocks that there will be. */
+  readonly indexes: readonly number[]
+  /** Of each, its cluster. */
+  readonly blocks: readonly number[]
+  /** First cluster of the table. */
+  readonly table: number
+  readonly tableClusters: number
+}
 
 type Read = (bytes: Buffer, index: number) => number
 type Write = (bytes: Buffer, index: number, value: number) => void
@@ -146,11 +168,10 @@ export class Recount {
     })
   }
 
-  /** Takes the structures' own references away again. */
-  #unmark(counts: Counts): void {
-    const first = this.#offset / this.#clusterSize
-    for (let i = 0; i < this.#clusters; i++) counts.remove(first + i)
-    for (const block of this.#blocks) if (block !== 0) counts.remove(block / this.#clusterSize)
+  /** The clusters of the structures. */
+  *#own(): Generator<number> {
+    for (let i = 0; i < this.#clusters; i++) yield this.#offset / this.#clusterSize + i
+    for (const block of this.#blocks) if (block !== 0) yield block / this.#clusterSize
   }
 
   /**
@@ -197,24 +218,24 @@ export class Recount {
   }
 
   /**
-   * Writes all refcounts anew, behind the file, and makes the header refer to them. `counts` has the references to
-   * everything, with the old structures where `mark` counted them; it gets those of the new ones instead.
+   * Writes all refcounts anew, and makes the header refer to them. `counts` has the references to everything, with the old
+   * structures where `mark` counted them; it gets those of the new ones instead.
    * @param end behind the last cluster that has a refcount
-   * @param free the first byte from which on nothing is said to be
    * @returns where the table is now
-   * @throws NO_SPACE where the table would be too large
+   * @throws NO_SPACE where the table would be too large, or a device has no room
    */
-  rebuild(counts: Counts, end: number, free = 0): RefcountPlace {
-    this.#unmark(counts)
-    const start = Math.max(end, Math.ceil(Math.max(free, this.#storage.size()) / this.#clusterSize))
-    const { indexes, tableClusters } = this.#plan(counts, end, start)
-    for (let i = 0; i < indexes.length + tableClusters; i++) counts.add(start + i, Use.METADATA)
+  rebuild(counts: Counts, end: number, { free = 0, lost = false }: RebuildOptions = {}): RefcountPlace {
+    const find = this.#storage.fixedSize ? this.#placesInside(counts, lost) : this.#placesBehind(end, free)
+    for (const cluster of this.#own()) counts.remove(cluster)
+    const { indexes, blocks, table: first, tableClusters } = this.#plan(counts, end, find)
+    for (const cluster of blocks) counts.add(cluster, Use.METADATA)
+    for (let i = 0; i < tableClusters; i++) counts.add(first + i, Use.METADATA)
     const table = new Float64Array((tableClusters * this.#clusterSize) / 8)
     indexes.forEach((index, i) => {
-      table[index] = (start + i) * this.#clusterSize
+      table[index] = blocks[i]! * this.#clusterSize
     })
     for (const index of indexes) this.#writeBlock(table[index]!, index, counts)
-    const tableOffset = (start + indexes.length) * this.#clusterSize
+    const tableOffset = first * this.#clusterSize
     this.#writeTable(table, tableOffset)
     this.#storage.sync()
     this.#refer(tableOffset, tableClusters)
@@ -223,23 +244,45 @@ export class Recount {
     return { clusterSize: this.#clusterSize, order: this.#order, tableOffset, tableClusters }
   }
 
-  /** Which blocks there will be, with those that count themselves and the table behind them. */
-  #plan(counts: Counts, end: number, start: number): { indexes: number[]; tableClusters: number } {
+  #placesBehind(end: number, free: number): FindPlaces {
+    const start = Math.max(end, Math.ceil(Math.max(free, this.#storage.size()) / this.#clusterSize))
+    return (blocks, tableClusters) => Array.from({ length: blocks + tableClusters }, (_, i) => start + i)
+  }
+
+  /** The old structures hold until the header refers to the new ones. @throws NO_SPACE */
+  #placesInside(counts: Counts, lost: boolean): FindPlaces {
+    if (lost) throw noneForSure(this.#storage)
+    const old = new Set(this.#own())
+    const isFree = (cluster: number) => counts.of(cluster) === 0 && !old.has(cluster)
+    const clusters = new FreeClusters(this.#storage, this.#clusterSize, isFree)
+    return (blocks, tableClusters) => {
+      const table = clusters.run(tableClusters)
+      const others = clusters.singles(blocks, table, table + tableClusters)
+      return [...others, ...Array.from({ length: tableClusters }, (_, i) => table + i)]
+    }
+  }
+
+  /** Which blocks there will be, with those that count themselves and the table, and where. */
+  #plan(counts: Counts, end: number, find: FindPlaces): Plan {
     const { perBlock } = this
     const used: number[] = []
     for (let index = 0; index * perBlock < end; index++)
       if (!counts.noneIn(index * perBlock, Math.min(end, (index + 1) * perBlock))) used.push(index)
-    for (let own = 1; ; ) {
-      const needed = new Set(used)
-      for (let index = Math.floor(start / perBlock); index * perBlock < start + own; index++) needed.add(index)
+    let blocks = used.length
+    let tableClusters = 1
+    for (;;) {
+      const places = find(blocks, tableClusters)
+      const needed = new Set([...used, ...places.map((cluster) => Math.floor(cluster / perBlock))])
       const indexes = [...needed].sort((a, b) => a - b)
-      const tableClusters = Math.ceil(((indexes.at(-1)! + 1) * 8) / this.#clusterSize)
-      if (tableClusters * this.#clusterSize > MAX_REFCOUNT_TABLE_BYTES)
+      const length = Math.ceil(((indexes.at(-1)! + 1) * 8) / this.#clusterSize)
+      if (length * this.#clusterSize > MAX_REFCOUNT_TABLE_BYTES)
         throw new VdiskError('NO_SPACE', `its refcount table would be larger than ${MAX_REFCOUNT_TABLE_BYTES} bytes`, {
           path: this.#storage.path,
         })
-      if (indexes.length + tableClusters === own) return { indexes, tableClusters }
-      own = indexes.length + tableClusters
+      if (indexes.length <= blocks && length <= tableClusters)
+        return { indexes, blocks: places.slice(0, indexes.length), table: places[blocks]!, tableClusters }
+      blocks = Math.max(blocks, indexes.length)
+      tableClusters = Math.max(tableClusters, length)
     }
   }
 

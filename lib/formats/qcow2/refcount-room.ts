@@ -1,6 +1,6 @@
 /**
- * Room for refcounts themselves, at the end of the file: new refcount blocks, and a larger refcount table. Only one thread
- * is ever in here.
+ * Room for refcounts themselves, at the end of the file, or inside of it where no block counts anything yet: new refcount
+ * blocks, and a larger refcount table. Only one thread is ever in here.
  */
 
 import { Region } from '../../metadata/region.js'
@@ -32,12 +32,12 @@ export class RefcountRoom {
     return this.#context.files[0]!.storage
   }
 
+  /** What was put behind the file's end is a part of it. Exclusive lock. */
   #moveEnd(end: number): void {
-    const { state, metadata } = this.#context
-    metadata.exclusive(() => {
-      state[State.NEXT] = end
-      state[State.LIMIT] = end
-    })
+    const { state } = this.#context
+    if (end <= state[State.LIMIT]!) return
+    state[State.NEXT] = end
+    state[State.LIMIT] = end
   }
 
   /** Puts a refcount block where the first cluster is that has none: it counts itself. */
@@ -45,13 +45,13 @@ export class RefcountRoom {
     const { metadata } = this.#context
     const { clusterSize, blockEntries } = this.#layout
     const offset = cluster * clusterSize
-    this.#storage.truncate(offset + clusterSize)
+    if (offset >= this.#context.state[State.LIMIT]!) this.#storage.truncate(offset + clusterSize)
     this.#writeCounts(offset, cluster - (cluster % blockEntries), cluster, cluster + 1)
     metadata.exclusive(() => {
       this.#refcounts.touchBlock(this.#refcounts.blockIndex(cluster))
       this.#refcounts.setBlock(this.#refcounts.blockIndex(cluster), offset)
+      this.#moveEnd(offset + clusterSize)
     })
-    this.#moveEnd(offset + clusterSize)
   }
 
   /** Writes a new refcount block, at `offset`, that begins to count at cluster `base`: 1 from `first` to below `end`. */
@@ -67,13 +67,15 @@ export class RefcountRoom {
   }
 
   /**
-   * A larger refcount table at the file's end, with the blocks that count it. Straight to the file: table and blocks →
-   * barrier → header → barrier.
+   * A larger refcount table at a cluster behind all that the present one counts, with the blocks that count it. Straight
+   * to the file: table and blocks → barrier → header → barrier.
+   * @param check of so many clusters from there on: throws where they cannot be had
    */
-  growTable(first: number): void {
+  growTable(first: number, check: (count: number) => void = () => {}): void {
     const { state, metadata, files } = this.#context
     const { clusterSize, blockEntries } = this.#layout
     const plan = this.#planTable(first)
+    check(plan.tableClusters + plan.blocks)
     const start = first * clusterSize
     const table = new Uint8Array(plan.tableClusters * clusterSize)
     const view = new DataView(table.buffer)
@@ -100,8 +102,7 @@ export class RefcountRoom {
       this.#clusters.free(old, length)
       state[State.TABLE_OFFSET] = start
       state[State.TABLE_CLUSTERS] = plan.tableClusters
-      state[State.NEXT] = end
-      state[State.LIMIT] = end
+      this.#moveEnd(end)
     })
     if (trace.enabled) trace('the refcount table has %d clusters now', plan.tableClusters)
   }

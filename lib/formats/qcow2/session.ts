@@ -61,13 +61,8 @@ export function endSession(session: Session): void {
   metadata.commit()
   const end = clearFree(session)
   metadata.commit()
-  if (storage.size() > end) {
-    try {
-      storage.truncate(end)
-    } catch (error) {
-      // A block device keeps its size.
-      if (!(error instanceof VdiskError) || error.code !== 'UNSUPPORTED') throw error
-    }
+  if (storage.size() > end && !storage.fixedSize) {
+    storage.truncate(end)
     metadata.wrote(index)
   }
   if (layout.lazyRefcounts) {

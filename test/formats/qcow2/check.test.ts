@@ -9,9 +9,11 @@ import { createSnapshot, deleteSnapshot, listSnapshots } from '../../../lib/imag
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Recorder } from '../../../lib/storage/recording.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
+import { Device } from '../../support/device.js'
 import { must, run } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
-import { type Bytes, change, create, differences, GiB, inMemory, io, KiB, MiB, qemuCheck, toFile } from './tools.js'
+import { asQemuReads } from './images.js'
+import { Bytes, change, create, differences, GiB, inMemory, io, KiB, MiB, qemuCheck, toFile } from './tools.js'
 
 const COPIED = 1n << 63n
 
@@ -326,6 +328,59 @@ for (const { name, how, what, code, theirs = code, kept } of DAMAGES)
     t.equal(qemuCheck(path).code, 0)
   })
 
+t.test('on a device, which cannot grow, all of that is mended between the rest', async (t) => {
+  for (const { name, how, kept } of DAMAGES) {
+    const path = image(t)
+    change(path, how)
+    const device = new Device(inMemory(path), 8 * MiB)
+    const left: string[] = []
+    const found = ({ severity, repaired, message }: Finding) => {
+      if (severity !== 'warning' && !repaired) left.push(message)
+    }
+    checkStorage(device, { repair: 'all', found })
+    checkStorage(device, { repair: 'none', found })
+    t.same(left, [], name)
+    toFile(device, path)
+    t.equal(qemuCheck(path).code, 0, name)
+    t.same(differences(path, ...kept), [], name)
+    same(t, path, name)
+  }
+})
+
+t.test('a device with many refcount blocks, whose table is gone: they are put where there is room', async (t) => {
+  for (const options of ['cluster_size=512,refcount_bits=64', 'cluster_size=512,compat=0.10']) {
+    const path = image(t, options)
+    change(path, (b) => b.bytes.fill(0xee, b.refcountTable, b.refcountTable + 512))
+    const device = new Device(inMemory(path), 2 * MiB)
+    checkStorage(device, { repair: 'all', found: () => {} })
+    toFile(device, path)
+    t.match(qemuCheck(path), { code: 0 }, options)
+    t.same(differences(path, ...ALL), [])
+  }
+})
+
+t.test('on a device where something is lost that may refer to what looks unused, nothing is put there', async (t) => {
+  for (const more of [
+    (b: Bytes) => b.set64(b.refcountTable, 0),
+    (b: Bytes) => {
+      for (const entry of [1, 2, 3]) b.set64(b.l2 + 8 * entry, BigInt(b.l1) | COPIED)
+      return b.set64(b.refcountTable, 0)
+    },
+  ]) {
+    const path = image(t)
+    createSnapshot(path, 'one')
+    io(path, 'write -P 3 0 1M')
+    const kept = asQemuReads(path, 'one')
+    const snapshotL1 = new Bytes(path).u64(new Bytes(path).snapshots)
+    change(path, (b) => more(b).set64(b.snapshots, 2 ** 40))
+    const device = new Device(inMemory(path), 8 * MiB)
+    t.throws(() => checkStorage(device, { repair: 'all', found: () => {} }), { code: 'NO_SPACE', message: /for sure/ })
+    toFile(device, path)
+    change(path, (b) => b.set64(b.snapshots, snapshotL1))
+    t.ok(asQemuReads(path, 'one').equals(kept), 'where its table is known again, the snapshot is as it was')
+  }
+})
+
 t.test('a refcount block in the cluster of data: the data is not touched', async (t) => {
   const path = image(t)
   change(path, (b) => b.set64(b.l2, BigInt(b.refcounts) | COPIED).set16(b.refcountOf(b.l1), 0))
@@ -568,32 +623,36 @@ t.test('crashes while an image is mended: the next repair mends it', async (t) =
     create(path, '1M', options)
     io(path, 'write -P 1 0 128k', 'write -P 2 600k 64k')
     change(path, how)
-    const memory = inMemory(path)
-    const recorder = new Recorder()
-    checkStorage(recorder.record(memory), { repair: 'all', found: () => {} })
-    const random = randomFrom(5)
-    const unmended: string[] = []
-    for (let i = 0; i < 3 * recorder.length; i++) {
-      const moment = i <= recorder.length ? i : Math.floor(random() * (recorder.length + 1))
-      const [crashed] =
-        i <= recorder.length ? recorder.prefix(moment) : recorder.crash(moment, Math.floor(random() * 2 ** 31), 512)
-      const left: string[] = []
-      const found = ({ severity, repaired, message }: Finding) => {
-        if (severity !== 'warning' && !repaired) left.push(message)
-      }
-      checkStorage(crashed!, { repair: 'all', found })
-      checkStorage(crashed!, { repair: 'none', found })
-      const disk = openStorages([crashed!], { readOnly: true })
-      const bytes = new Uint8Array(64 * KiB)
-      disk.read(bytes, 0, bytes.length, 600 * KiB)
-      if (bytes.some((byte) => byte !== 2)) left.push('data is gone')
-      disk.close()
-      if (left.length > 0) unmended.push(`${moment}: ${left.join('; ')}`)
-    }
-    t.ok(recorder.length > 5)
-    t.same(unmended, [], options)
+    for (const device of [false, true]) mendInTurns(t, `${options}, device: ${device}`, inMemory(path), device)
   }
 })
+
+function mendInTurns(t: Test, name: string, memory: MemoryStorage, device: boolean): void {
+  const recorder = new Recorder()
+  checkStorage(recorder.record(device ? new Device(memory, 4 * MiB) : memory), { repair: 'all', found: () => {} })
+  const random = randomFrom(5)
+  const unmended: string[] = []
+  for (let i = 0; i < 3 * recorder.length; i++) {
+    const moment = i <= recorder.length ? i : Math.floor(random() * (recorder.length + 1))
+    const [crashed] =
+      i <= recorder.length ? recorder.prefix(moment) : recorder.crash(moment, Math.floor(random() * 2 ** 31), 512)
+    const left: string[] = []
+    const found = ({ severity, repaired, message }: Finding) => {
+      if (severity !== 'warning' && !repaired) left.push(message)
+    }
+    const again = device ? new Device(crashed!) : crashed!
+    checkStorage(again, { repair: 'all', found })
+    checkStorage(again, { repair: 'none', found })
+    const disk = openStorages([crashed!], { readOnly: true })
+    const bytes = new Uint8Array(64 * KiB)
+    disk.read(bytes, 0, bytes.length, 600 * KiB)
+    if (bytes.some((byte) => byte !== 2)) left.push('data is gone')
+    disk.close()
+    if (left.length > 0) unmended.push(`${moment}: ${left.join('; ')}`)
+  }
+  t.ok(recorder.length > 5)
+  t.same(unmended, [], name)
+}
 
 t.test('the file is a little over 1 GiB long: counting takes memory for what is used only', async (t) => {
   const path = image(t)

@@ -31,18 +31,29 @@ const SEEDS = [1, 2]
 const LOSSES = 150
 
 /** How the images are made: by QEMU. @returns path */
-const KINDS: readonly (readonly [name: string, make: (folder: string) => string])[] = [
+const KINDS: readonly (readonly [name: string, make: (folder: string) => string, device?: number])[] = [
   ['with snapshots', (folder) => withSnapshots(folder, 'cluster_size=4k')],
   ['with snapshots and small clusters', (folder) => withSnapshots(folder, 'cluster_size=512,refcount_bits=8')],
   ['with snapshots and subclusters', (folder) => withSnapshots(folder, 'cluster_size=16k,extended_l2=on')],
   ['with compressed clusters', compressed],
   ['whose refcount table grows', growing],
+  ['with snapshots, on a device', (folder) => withSnapshots(folder, 'cluster_size=512,refcount_bits=64'), 2 * MiB],
+  ['whose refcount table grows, on a device', growingInside, 3 * MiB],
 ]
 
 /** The refcount table has room for 2 MiB, and the file ends just below that. */
 function growing(folder: string): string {
   const path = qemuCreate(folder, 'g.qcow2', SIZE, 'cluster_size=512,refcount_bits=64')
   truncateSync(path, 2 * MiB - 20 * KiB)
+  return path
+}
+
+/** As much as that is in use, by the snapshot of a disk that was larger. */
+function growingInside(folder: string): string {
+  const path = qemuCreate(folder, 'g.qcow2', 1880 * KiB, 'cluster_size=512,refcount_bits=64')
+  qemuIo(path, 'write -P 1 0 1880k')
+  must('qemu-img', ['snapshot', '-c', 'large', path])
+  must('qemu-img', ['resize', '-q', '--shrink', '-f', 'qcow2', path, String(SIZE)])
   return path
 }
 
@@ -88,7 +99,7 @@ function tableClusters(recorded: Recorded): number {
   return Buffer.from(contents(file!)).readUInt32BE(56)
 }
 
-for (const [name, make] of KINDS)
+for (const [name, make, device] of KINDS)
   t.test(`crashes of an image ${name}`, async (t) => {
     const path = make(temporaryFolder(t))
     const listed = name.includes('snapshots') ? ['one', 'two'] : []
@@ -96,7 +107,8 @@ for (const [name, make] of KINDS)
     const variant: Variant = { name, format: qcow2, options: [], size: SIZE }
     for (const seed of SEEDS) {
       const disk = new Uint8Array(asQemuReads(path))
-      const recorded = record(variant, seed, 40, { storages: [inMemory(path)], contents: disk })
+      const made = { storages: [inMemory(path)], contents: disk, ...(device !== undefined && { device }) }
+      const recorded = record(variant, seed, 40, made)
       let states = 0
       for (const state of statesOf(recorded, LOSSES)) {
         const wrong =

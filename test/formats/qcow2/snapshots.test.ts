@@ -1,10 +1,10 @@
-import { copyFileSync, readFileSync, writeFileSync } from 'node:fs'
+import { copyFileSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { checkImage as checkStorage } from '../../../lib/formats/qcow2/check.js'
 import { qcow2 } from '../../../lib/formats/qcow2/format.js'
 import { createSnapshot as createIn, listSnapshots as listIn } from '../../../lib/formats/qcow2/snapshot-tools.js'
-import { addBitmap } from '../../../lib/image/bitmaps.js'
+import { addBitmap, listBitmaps } from '../../../lib/image/bitmaps.js'
 import { checkImage } from '../../../lib/image/check.js'
 import { openImage, openStorages } from '../../../lib/image/open.js'
 import { resizeImage } from '../../../lib/image/resize.js'
@@ -12,9 +12,24 @@ import { applySnapshot, createSnapshot, deleteSnapshot, listSnapshots } from '..
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Recorder } from '../../../lib/storage/recording.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
+import { Device } from '../../support/device.js'
+import { attachLoop, needsMounts } from '../../support/mounts.js'
 import { must, run, vdiskfs, vdiskfsMust } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
-import { change, create, differences, inMemory, io, KiB, layoutOf, MiB, qemuCheck, qemuInfo, toFile } from './tools.js'
+import {
+  Bytes,
+  change,
+  create,
+  differences,
+  inMemory,
+  io,
+  KiB,
+  layoutOf,
+  MiB,
+  qemuCheck,
+  qemuInfo,
+  toFile,
+} from './tools.js'
 
 const tools = qcow2.snapshotTools!
 
@@ -181,6 +196,62 @@ t.test(
       }
   },
 )
+
+t.test('an image on a block device, which keeps its size', needsMounts, async (t) => {
+  const file = join(temporaryFolder(t), 'file')
+  writeFileSync(file, '')
+  truncateSync(file, 4 * MiB)
+  const device = attachLoop(t, file)
+  create(device, '1M')
+  io(device, 'write -P 1 0 256k')
+  addBitmap(device, 'b', undefined)
+  createSnapshot(device, 'one')
+  io(device, 'write -P 2 0 64k')
+  resizeImage(device, { size: 2 * MiB })
+  t.equal(qemuCheck(device).code, 0)
+  t.same(differences(device, 'read -P 2 0 64k', 'read -P 1 64k 192k', 'read -P 0 256k 1792k'), [])
+  t.match(listBitmaps(device), [{ name: 'b', flags: ['auto'] }])
+  applySnapshot(device, 'one')
+  deleteSnapshot(device, 'one')
+  t.equal(qemuCheck(device).code, 0)
+  t.same(differences(device, 'read -P 1 0 256k', 'read -P 0 256k 768k'), [])
+  t.same(checkImage(device).findings, [])
+})
+
+/** Writes clusters of 512 bytes, of which 64 have one refcount block, until the file has but one less than so many. @returns bytes */
+function fill(path: string, clusters: number): number {
+  let length = 512 * (Math.floor((clusters * 31) / 32) - 16)
+  io(path, `write -P 1 0 ${length}`)
+  for (; statSync(path).size < 512 * (clusters - 1); length += 512) io(path, `write -P 1 ${length} 512`)
+  return length
+}
+
+t.test('on a device whose refcounts have to be more, they are put where there is room', async (t) => {
+  // One refcount block more, and a larger refcount table.
+  for (const clusters of [128, 4096]) {
+    const path = join(temporaryFolder(t), 'image.qcow2')
+    create(path, '2M', 'cluster_size=512,refcount_bits=64')
+    const length = fill(path, clusters)
+    const memory = inMemory(path)
+    const recorder = new Recorder()
+    const device = recorder.record(new Device(memory, 3 * MiB))
+    const before = contents(memory)
+    tools.create(layoutOf(device), [device], 'one')
+    for (let i = 0; i <= 2 * recorder.length; i++) {
+      const crash = i > recorder.length
+      const [crashed] = crash ? recorder.crash(i - recorder.length, i, 512) : recorder.prefix(i)
+      const found = ({ severity, message }: { severity: string; message: string }) => {
+        if (severity === 'corruption') t.fail(`${i}: ${message}`)
+      }
+      checkStorage(crashed!, { repair: 'none', found })
+      if (!contents(crashed!).equals(before)) t.fail(`${i}: other data`)
+    }
+    toFile(memory, path)
+    t.equal(qemuCheck(path).code, 0)
+    t.same(differences(path, `read -P 1 0 ${length}`), [])
+    t.equal(new Bytes(path).refcountTableClusters > 1, clusters > 128)
+  }
+})
 
 t.test('the state of a machine, behind the end of the disk, stays with its snapshot', async (t) => {
   const path = join(temporaryFolder(t), 'image.qcow2')

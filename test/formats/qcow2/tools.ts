@@ -97,6 +97,10 @@ export class Bytes {
     return this.u64(48)
   }
 
+  get refcountTableClusters(): number {
+    return this.bytes.readUInt32BE(56)
+  }
+
   /** Where the first refcount block is. */
   get refcounts(): number {
     return this.u64(this.refcountTable)

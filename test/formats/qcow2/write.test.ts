@@ -1,12 +1,13 @@
 /** Images that QEMU made, changed here at random: QEMU finds them in order, and reads what they should hold. */
 
-import { readFileSync, statSync } from 'node:fs'
+import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { createImage } from '../../../lib/image/create.js'
 import { Image } from '../../../lib/image/image.js'
 import { openImage } from '../../../lib/image/open.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
+import { attachLoop, needsMounts } from '../../support/mounts.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
 import { asQemuReads, change, KiB, MiB, patch, qemuCheck, qemuCreate, qemuIo, readAll, scribble } from './images.js'
@@ -354,4 +355,51 @@ t.test('zeros of subclusters are bits, over a backing file too', async (t) => {
   t.ok(asQemuReads(path).equals(model))
   t.ok(asQemuReads(path, 's').equals(before), 'the snapshot keeps what it had')
   t.ok(statSync(path).size <= 1.2 * MiB, 'nothing is allocated for zeros')
+})
+
+t.test('on a block device all of it can be written, and not more', needsMounts, async (t) => {
+  const folder = temporaryFolder(t)
+  for (const [options, size] of [
+    ['cluster_size=512', 4 * MiB],
+    ['cluster_size=512,refcount_bits=64', 4 * MiB],
+    ['cluster_size=4k,compat=0.10', 20 * MiB],
+    ['cluster_size=64k', 20 * MiB],
+  ] as const) {
+    const file = join(folder, 'file')
+    // What lies there is old.
+    writeFileSync(file, Buffer.alloc(size, 0x5a))
+    const device = attachLoop(t, file)
+    must('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', options, device, String(2 * size)])
+    const piece = Buffer.alloc(64 * KiB, 7)
+    let written = 0
+    const first = openImage(device, { format: 'qcow2' })
+    for (; written < 0.6 * size; written += piece.length) first.write(piece, 0, piece.length, written)
+    first.close()
+    qemuCheck(device)
+    // A new session finds nothing free before all that.
+    const image = openImage(device, { format: 'qcow2' })
+    t.throws(
+      () => {
+        for (; written < 2 * size; written += piece.length) image.write(piece, 0, piece.length, written)
+      },
+      { code: 'NO_SPACE' },
+      options,
+    )
+    t.ok(written > 0.9 * size, `${options}: ${written} bytes of ${size}`)
+    // What was freed is room again.
+    image.zero(MiB, MiB, true)
+    image.flush()
+    image.write(piece, 0, piece.length, 2 * size - piece.length)
+    image.close()
+    qemuCheck(device)
+    qemuIo(
+      device,
+      'read -P 7 0 1M',
+      'read -P 0 1M 1M',
+      `read -P 7 2M ${written - 2 * MiB}`,
+      `read -P 7 ${2 * size - piece.length} ${piece.length}`,
+    )
+    must('losetup', ['--detach', device])
+    truncateSync(file, 0)
+  }
 })
