@@ -1,17 +1,12 @@
 /** Giving back what a storage has behind its last used byte, where a block device keeps its length. */
 
-import { VdiskError } from '../util/errors.js'
 import type { Storage } from './storage.js'
 
 /** Makes it end at `size`, which is in front of its end. @returns false for a block device, which stays as it is */
 export function shorten(storage: Storage, size: number): boolean {
-  try {
-    storage.truncate(size)
-    return true
-  } catch (error) {
-    if (error instanceof VdiskError && error.code === 'UNSUPPORTED') return false
-    throw error
-  }
+  if (storage.fixedSize) return false
+  storage.truncate(size)
+  return true
 }
 
 /** Takes away what is behind `end`, if anything: what is not cut off reads as zeros. */

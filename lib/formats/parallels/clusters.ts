@@ -3,7 +3,6 @@
  * however large the file is: clusters are looked at in windows.
  */
 
-import { isDevice } from '../../storage/device.js'
 import type { Finding } from '../driver.js'
 import { UsedClusters, WINDOW } from './gaps.js'
 import { BAT_ENTRY_SIZE, FLAG_EMPTY, HEADER_SIZE, MAX_ENTRY } from './header.js'
@@ -253,7 +252,7 @@ export class ClusterCheck {
     const { clusterSize } = this.#r.geometry
     const size = this.#r.storage.size()
     const tail = this.#lastUsed
-    if (size <= tail || isDevice(this.#r.storage)) return
+    if (size <= tail || this.#r.storage.fixedSize) return
     const count = Math.ceil((size - tail) / clusterSize)
     const message = `${count} clusters from byte ${tail} on, at the file's end, are used by nothing`
     if (this.#r.leaks) {

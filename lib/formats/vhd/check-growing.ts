@@ -3,7 +3,6 @@
  * copied; an entry is taken out of the table only where the place that it says can hold no data of a block.
  */
 
-import { isDevice } from '../../storage/device.js'
 import { onesComplementByteSum } from '../../util/checksum.js'
 import { VdiskError } from '../../util/errors.js'
 import { parentFindings } from '../check-parent.js'
@@ -180,7 +179,7 @@ const FAULTS: Readonly<Record<FaultKind, readonly [what: string, text: (fault: T
 function mendTable(check: GrowingCheck, layout: VhdLayout, table: TableCheck): void {
   const { judged, report, repair, context } = check
   const { blockSize, tableOffset } = layout.blocks!
-  const device = isDevice(context.storage)
+  const device = context.storage.fixedSize
   const copies = planCopies(layout, table, device ? repair.footerOffset : Infinity)
   const room = device ? 'on the device' : 'in the 2 TiB of a VHD'
   for (const fault of table.faults) {

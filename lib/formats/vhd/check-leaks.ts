@@ -1,6 +1,5 @@
 /** Space of a disk with blocks that belongs to none of them: told, and given back where it is sure that nothing is lost. */
 
-import { isDevice } from '../../storage/device.js'
 import type { Storage } from '../../storage/storage.js'
 import { nextNonZero } from './check-bitmap.js'
 import type { GrowingCheck } from './check-report.js'
@@ -27,7 +26,7 @@ export function* findLeaks({ context, judged }: GrowingCheck, layout: VhdLayout,
   }
   const [start, end] = [table.lastEnd, judged.offset]
   if (end - start < blockBytes && end - start <= PADDING) return
-  const wanted = end - start > PADDING && !isDevice(storage)
+  const wanted = end - start > PADDING && !storage.fixedSize
   if (wanted || nextNonZero(storage, start, end) < end)
     yield { start, end, count: Math.ceil((end - start) / blockBytes) }
 }
@@ -46,7 +45,7 @@ export function giveBack(check: GrowingCheck, layout: VhdLayout, table: TableChe
     report.add('leak', 'leak', text, table.sound, { offset: start, count, found: end - start, expected: 0 }, now)
     if (!now) continue
     // On a device that had no footer, it may have got one at the end.
-    if (!tail || isDevice(context.storage)) repair.punch({ start, end: Math.min(end, repair.footerOffset) })
+    if (!tail || context.storage.fixedSize) repair.punch({ start, end: Math.min(end, repair.footerOffset) })
     else if (repair.footerOffset !== start) {
       if (punched) context.storage.sync()
       repair.cutTail(start)

@@ -15,7 +15,6 @@
  * 4. barrier
  */
 
-import { isDevice } from '../../storage/device.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import { FOOTER_BYTES } from './footer.js'
@@ -133,7 +132,7 @@ export class Growth {
   finish(): void {
     const { state } = this.#context
     const storage = this.#storage
-    if (state[State.CHANGED] === 0 || isDevice(storage)) return
+    if (state[State.CHANGED] === 0 || storage.fixedSize) return
     const limit = state[State.LIMIT]!
     const { end } = scanTable(this.#layout, storage, limit)
     // Nothing to gain, or so little that the two footers would lie over each other.

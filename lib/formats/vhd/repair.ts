@@ -17,7 +17,6 @@
  * be there. The next run does it.
  */
 
-import { isDevice } from '../../storage/device.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { clearInBatmap } from './batmap.js'
@@ -107,7 +106,7 @@ export class VhdRepair {
    */
   restoreFooter(lastEnd: number, keep: boolean): void {
     const size = this.#storage.size()
-    const device = isDevice(this.#storage)
+    const device = this.#storage.fixedSize
     const offset = device ? size - FOOTER_BYTES : keep ? Math.max(lastEnd, roundUp(size, SECTOR)) : lastEnd
     if (offset < lastEnd) {
       const text = `no room for the footer: blocks end at byte ${lastEnd} of the device's ${size}`

@@ -19,7 +19,6 @@
  * 4. their blocks are given back; the footer is written behind what is left; barrier; the file is cut behind it
  */
 
-import { isDevice } from '../../storage/device.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { ResizeHelp } from '../driver.js'
@@ -237,7 +236,7 @@ function shrink(layout: VhdLayout, storage: Storage, next: Footer): void {
 
 /** Writes the footer at an end that lies in front of it, and cuts the file off behind that. */
 function cutOff(storage: Storage, footer: Uint8Array, footerOffset: number, end: number): void {
-  if (isDevice(storage)) storage.punch(end, Math.max(0, footerOffset - end))
+  if (storage.fixedSize) storage.punch(end, Math.max(0, footerOffset - end))
   else {
     if (end + FOOTER_BYTES > footerOffset) return
     writeFooter(storage, footer, end)
