@@ -12,11 +12,11 @@ import { openImage, openStorages } from '../../../lib/image/open.js'
 import { resizeImage } from '../../../lib/image/resize.js'
 import { openFile } from '../../../lib/storage/file.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
-import { PassingStorage } from '../../../lib/storage/passing.js'
 import { Recorder } from '../../../lib/storage/recording.js'
 import type { Storage } from '../../../lib/storage/storage.js'
 import { VdiskError } from '../../../lib/util/errors.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
+import { Device } from '../../support/device.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
 import { bytesAt, contextOf, MiB, u64At, windowsImage } from './bytes.js'
@@ -197,14 +197,6 @@ t.test('a differencing disk that was smaller than its parent does not show more 
     )
   }
 })
-
-/** Keeps its length, as a block device does. */
-class Device extends PassingStorage {
-  override truncate(size: number): void {
-    const longer = size > this.size()
-    if (size !== this.size()) throw new VdiskError(longer ? 'NO_SPACE' : 'UNSUPPORTED', 'it is a block device')
-  }
-}
 
 t.test('on a block device what is not used any more becomes zeros', async (t) => {
   const parent = { path: '/parent.vhdx', format: 'vhdx', layout: layoutOf(windowsImage()), size: 6 * MiB, mtimeMs: 0 }
