@@ -1,8 +1,8 @@
 import { mkdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { createImage } from '../../lib/image/create.js'
 import { openImage } from '../../lib/image/open.js'
+import { createImage } from '../../lib/image/public.js'
 import { must } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 

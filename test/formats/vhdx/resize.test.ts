@@ -14,7 +14,6 @@ import { openFile } from '../../../lib/storage/file.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Recorder } from '../../../lib/storage/recording.js'
 import type { Storage } from '../../../lib/storage/storage.js'
-
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
 import { Device } from '../../support/device.js'
 import { must } from '../../support/run.js'
