@@ -157,14 +157,17 @@ export class VhdRepair {
       this.#storage.write(free, 0, Math.min(free.length, length - done), offset + done)
   }
 
-  /** What is behind the file's end counts as zeros. */
+  /** What is behind the file's end counts as zeros. Holes cost nothing: a block can have 2 GiB. */
   #copy(from: number, to: number, length: number): void {
-    const buffer = new Uint8Array(Math.min(CHUNK, length))
-    for (let done = 0; done < length; done += buffer.length) {
-      const count = Math.min(buffer.length, length - done)
-      buffer.fill(0, this.#storage.read(buffer, 0, count, from + done))
-      if (buffer.some((byte) => byte !== 0)) this.#storage.write(buffer, 0, count, to + done)
-      else this.#storage.punch(to + done, count)
+    const storage = this.#storage
+    const buffer = Buffer.alloc(Math.min(CHUNK, length))
+    storage.punch(to, length)
+    const end = Math.min(from + length, storage.size())
+    for (let at = nextData(storage, from, end); at < end; ) {
+      const count = storage.read(buffer, 0, Math.min(buffer.length, end - at), at)
+      if (count === 0) break
+      storage.write(buffer, 0, count, to + at - from)
+      at = nextData(storage, at + count, end)
     }
   }
 
@@ -186,4 +189,8 @@ export class VhdRepair {
     this.#storage.truncate(size)
     this.#storage.sync()
   }
+}
+
+function nextData(storage: Storage, offset: number, end: number): number {
+  return offset < end ? storage.nextData(offset) : end
 }
