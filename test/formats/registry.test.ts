@@ -1,6 +1,7 @@
 import t from 'tap'
 import type { Probe } from '../../lib/formats/driver.js'
 import { detect, findFormat, formats } from '../../lib/formats/registry.js'
+import { must } from '../support/run.js'
 import { WINDOWS_FIXED_FOOTER, WINDOWS_FOOTER } from './vhd-images.js'
 
 const probe = (head: Uint8Array, tail: Uint8Array, path = 'x.raw'): Probe => ({ path, size: 1 << 20, head, tail })
@@ -16,6 +17,20 @@ t.test('formats are found by their names and other names, in any case', async (t
 
 t.test('an unknown name is refused with those that are known', async (t) => {
   t.throws(() => findFormat('vmfs'), { code: 'USAGE', message: /'vmfs'.*known are .*vhd.*raw/ })
+})
+
+t.test('a thread that only reads and writes has the driver of every format', async (t) => {
+  // A process that has no registry.
+  const drivers = new URL('../../lib/formats/drivers.js', import.meta.url).href
+  const program = `
+    const { attachDriver, loadDrivers } = await import(${JSON.stringify(drivers)})
+    for (const format of ${JSON.stringify(formats.map(({ name }) => name))}) {
+      await loadDrivers([format])
+      try { attachDriver(format, {}, {}) } catch (error) { if (error.code === 'INTERNAL') console.log(error.message) }
+    }
+    try { attachDriver('none', {}, {}) } catch (error) { console.log(error.message) }`
+  const out = must(process.execPath, ['--input-type=module', '-e', program])
+  t.equal(out, 'the driver of format none was not loaded\n')
 })
 
 t.test('names are unique', async (t) => {
