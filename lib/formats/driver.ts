@@ -4,9 +4,9 @@
  *
  * A format says what guest bytes *are* and where new ones may go; `Image` moves the bytes. A format is a `Format`
  * object (what can be done with a path: probe, open, create) and a `Driver` (what can be done with an open layer; see
- * `drivers.ts`), of which every thread has its own over the same shared state. What `open` finds out once, and never changes while
- * the image is open, is the layout: plain data that can be cloned to other threads. What does change lives in the
- * metadata cache and in the layer's record of shared numbers (`LayerContext.state`), never in a driver's fields.
+ * `drivers.ts`), of which every thread has its own over the same shared state. What `open` finds out once, and never
+ * changes while the image is open, is the layout: plain data that can be cloned to other threads. What does change lives
+ * in the metadata cache and in the layer's record of shared numbers (`LayerContext.state`), never in a driver's fields.
  */
 
 import type { DirtyBatch } from '../metadata/commit.js'

@@ -31,6 +31,7 @@ export interface OpenContext {
   /**
    * Opens one more file of this layer, through the gate: the first of these absolute paths where there is one. It is
    * writable and locked as the image itself, is closed with it, and becomes the next of `LayerContext.files`.
+   * @param guesses further places, as those of `ParentRequest`: for reading only
    * @throws NOT_FOUND naming every place; GATE, IN_USE, and what opening throws
    */
   openFile?(name: string, candidates: readonly string[], guesses?: readonly string[]): OpenedFile
@@ -62,7 +63,7 @@ export interface ParentRequest {
    * Where it may have been moved to. A file there may be another one, and nothing in it would tell: so it is taken only
    * where there is none at the candidates, the user is told, and nothing is written on the strength of it.
    */
-  readonly guesses?: readonly string[]
+  readonly guesses?: readonly string[] | undefined
   /** The format that the image says it has; undefined: probe. */
   readonly format?: string | undefined
   /** The snapshot of that file which is the parent; so a file can hold its own parents. */

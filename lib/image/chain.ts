@@ -158,11 +158,7 @@ interface BesideOptions {
 /** Opens a further file of a layer at the first of its places where there is one. @throws NOT_FOUND naming them */
 export function openBeside(
   path: string,
-  {
-    name,
-    candidates,
-    guesses = [],
-  }: Pick<ParentRequest, 'name' | 'candidates'> & { guesses?: readonly string[] | undefined },
+  { name, candidates, guesses = [] }: Pick<ParentRequest, 'name' | 'candidates' | 'guesses'>,
   gate: Gate,
   { readOnly, syncAtClose = false, warn }: BesideOptions,
 ): Storage {

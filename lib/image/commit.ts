@@ -139,16 +139,10 @@ function copyDown(own: Layer, parent: string, into: ChainOptions, options: Commi
 /** @returns the bytes of data that were written */
 function copyOwn(source: Image, target: Image, { onProgress }: CommitOptions): number {
   const copy = new Copy(source, target)
-  for (let at = 0; at < source.size; ) {
+  for (let at = 0; at < source.size; onProgress?.(at, source.size)) {
     const { length, kind } = source.own(at, source.size - at)
-    const end = at + length
     if (kind === 'zero') copy.zero(at, length)
-    if (kind !== 'data') at = end
-    while (at < end) {
-      at += copy.piece(at, end)
-      onProgress?.(at, source.size)
-    }
-    onProgress?.(at, source.size)
+    at += kind === 'data' ? copy.piece(at, at + length) : length
   }
   copy.finish()
   return copy.written

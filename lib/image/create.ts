@@ -29,7 +29,7 @@ export interface CreateOptions {
   /** False: its name, and what is written to it, need not be durable yet. */
   readonly durable?: boolean
   /** Permission bits of its file, before the umask; default: all may read and write. */
-  readonly mode?: number
+  readonly mode?: number | undefined
 }
 
 export interface Created {
@@ -50,8 +50,8 @@ export function createImage(path: string, request: CreateOptions): Created {
   const size = request.size ?? backing?.size
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
   const durable = request.durable ?? true
-  const mode = request.mode === undefined ? {} : { mode: request.mode }
-  const storage = openFile(path, { readOnly: false, create: true, syncAtClose: !durable, ...mode })
+  const { mode } = request
+  const storage = openFile(path, { readOnly: false, create: true, mode, syncAtClose: !durable })
   try {
     lockImage(storage, { write: true })
     const secret = secretFunction(request.secret)

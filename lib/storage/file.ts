@@ -10,7 +10,7 @@ export interface OpenOptions {
   /** Makes a new file, readable and writable; EXISTS where there is something of that name already. */
   readonly create?: boolean
   /** Permission bits of a new file, before the umask; default: all may read and write. */
-  readonly mode?: number
+  readonly mode?: number | undefined
   /**
    * `sync` does nothing, and closing syncs: for a file of which nothing counts unless all of it does, such as the
    * target of a copy.

@@ -2,9 +2,12 @@
 
 import type { Storage } from './storage.js'
 
-/** Makes it end at `size`, which is in front of its end. @returns false for a block device, which stays as it is */
+/**
+ * Makes it end at `size`, where it ends behind that.
+ * @returns false where there is nothing to cut off, or where it stays: a block device
+ */
 export function shorten(storage: Storage, size: number): boolean {
-  if (storage.fixedSize) return false
+  if (storage.fixedSize || storage.size() <= size) return false
   storage.truncate(size)
   return true
 }

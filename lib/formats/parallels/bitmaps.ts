@@ -57,12 +57,14 @@ function bitmapsOf(state: State): Bitmap[] {
 /** The GUID as it is listed. @throws USAGE */
 function idOf(name: string): string {
   parseGuid(name, 'big')
-  return name.replace(/[{}]/g, '').toLowerCase()
+  return bare(name)
 }
+
+const bare = (name: string) => name.replace(/[{}]/g, '').toLowerCase()
 
 /** A name as ids are written; one that is no GUID is that of no bitmap. */
 function named(state: State, name: string): Bitmap | undefined {
-  const wanted = name.replace(/[{}]/g, '').toLowerCase()
+  const wanted = bare(name)
   return bitmapsOf(state).find(({ id }) => id === wanted)
 }
 

@@ -7,7 +7,7 @@
  * the header refers to it again at the clean end, when it has its MD5.
  */
 
-import type { Storage } from '../../storage/storage.js'
+import { shorten } from '../../storage/shorten.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import type { Bat } from './bat.js'
@@ -106,20 +106,8 @@ export function endSession(layout: ImageLayout, context: LayerContext, bat: Bat)
   metadata.commit()
   if (standIn !== 0) context.space!.add(standIn, layout.geometry.clusterSize)
   cutTail(context)
-  if (truncated(files[0]!.storage, state[State.END]!)) metadata.wrote(files[0]!.index)
+  if (shorten(files[0]!.storage, state[State.END]!)) metadata.wrote(files[0]!.index)
   metadata.barrier()
-}
-
-/** @returns false where there is nothing to cut off, or where it stays: a block device keeps its size. */
-function truncated(storage: Storage, size: number): boolean {
-  if (storage.size() <= size) return false
-  try {
-    storage.truncate(size)
-    return true
-  } catch (error) {
-    if (error instanceof VdiskError && error.code === 'UNSUPPORTED') return false
-    throw error
-  }
 }
 
 /** Puts the MD5 into the true extension, whose L1 tables and bits are on disk by now. */

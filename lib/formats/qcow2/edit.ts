@@ -15,6 +15,7 @@
  * mends, in version 3 with the dirty bit, so that whoever writes next mends them.
  */
 
+import { shorten } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { checkCopied } from './copied.js'
@@ -148,8 +149,7 @@ export class Edit {
     storage.sync()
     mark((features ?? []).filter((bit) => bit !== Incompatible.DIRTY))
     for (const { first, count } of freed) storage.punch(first * this.#clusterSize, count * this.#clusterSize)
-    const end = used * this.#clusterSize
-    if (storage.size() > end && !storage.fixedSize) storage.truncate(end)
+    shorten(storage, used * this.#clusterSize)
     storage.sync()
   }
 

@@ -1,5 +1,6 @@
 /** The beginning and the end of writing a layer: feature bits before the first change, refcounts and the file's end after. */
 
+import { shorten } from '../../storage/shorten.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import { metadataAreas, refuseOverlaps } from './areas.js'
@@ -61,10 +62,7 @@ export function endSession(session: Session): void {
   metadata.commit()
   const end = clearFree(session)
   metadata.commit()
-  if (storage.size() > end && !storage.fixedSize) {
-    storage.truncate(end)
-    metadata.wrote(index)
-  }
+  if (shorten(storage, end)) metadata.wrote(index)
   if (layout.lazyRefcounts) {
     metadata.barrier()
     setDirty(context, false)

@@ -191,7 +191,7 @@ export function encodeSnapshots(snapshots: readonly Snapshot[]): Uint8Array {
   return new Uint8Array(Buffer.concat(snapshots.map(({ raw }) => raw)))
 }
 
-/** By id first, then by name, as QEMU looks for them. @throws NOT_FOUND */
+/** By its id or its name. @throws NOT_FOUND; USAGE where several could be meant */
 export function findSnapshot(snapshots: readonly Snapshot[], wanted: string, path: string): Snapshot {
   const found = snapshots.filter(({ id, name }) => id === wanted || name === wanted)
   if (found.length === 1) return found[0]!

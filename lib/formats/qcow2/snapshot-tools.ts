@@ -100,7 +100,7 @@ export function l1EntriesOf(header: Header, size: number): number {
 /**
  * Makes the disk what it was when a snapshot was made, with the size that it had. The snapshot stays, with its VM state.
  * @param wanted its id, or its name
- * @throws NOT_FOUND, CORRUPT, NO_SPACE
+ * @throws NOT_FOUND, USAGE, CORRUPT, NO_SPACE
  */
 export function applySnapshot(storage: Storage, wanted: string): void {
   const found = findSnapshot(readSnapshots(storage, readHeader(storage)).snapshots, wanted, storage.path)
@@ -131,7 +131,7 @@ function apply(storage: Storage, found: Snapshot): void {
 /**
  * One that is damaged, in an image that is sound otherwise, is deleted too.
  * @param wanted its id, or its name
- * @throws NOT_FOUND, CORRUPT
+ * @throws NOT_FOUND, USAGE, CORRUPT
  */
 export function deleteSnapshot(storage: Storage, wanted: string): void {
   const { snapshots } = readSnapshots(storage, readHeader(storage))

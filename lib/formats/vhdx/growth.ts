@@ -103,6 +103,6 @@ export class Growth {
     const storage = this.#storage
     let end = state[State.NEXT]!
     for (let at = space!.takeEndingAt(end); at >= 0; at = space!.takeEndingAt(end)) end = at
-    if (storage.size() > end && shorten(storage, end)) storage.sync()
+    if (shorten(storage, end)) storage.sync()
   }
 }

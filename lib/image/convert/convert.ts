@@ -125,8 +125,8 @@ async function intoNew(
     const { backing, backingFormat, backingDirs = [], options: given = [] } = options
     const secret = options.targetSecret ?? options.secret
     const { size } = from
-    const mode = file.mode === undefined ? {} : { mode: file.mode }
-    const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false, ...mode }
+    const { mode } = file
+    const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false, mode }
     others = createImage(file.path, made).others
     file.made()
     // The user has said where its further files are to be.
