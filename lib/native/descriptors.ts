@@ -44,6 +44,21 @@ export async function awaitEnd(fd: number): Promise<void> {
   while ((pollfd.readInt16LE(POLLFD_REVENTS) & (POLLERR | POLLHUP)) === 0)
 }
 
+const POLLIN = 1
+const POLLFD_EVENTS = 4
+
+const pollNow = declareLibc<[fds: Buffer, count: number, milliseconds: 0]>(
+  'int poll(void *fds, unsigned long count, int milliseconds)',
+)
+
+/** True where read(2) of a descriptor would not wait: there is something, or never will be. */
+export function isReady(fd: number): boolean {
+  const pollfd = Buffer.alloc(POLLFD_BYTES)
+  pollfd.writeInt32LE(fd)
+  pollfd.writeInt16LE(POLLIN, POLLFD_EVENTS)
+  return uninterrupted(() => pollNow(pollfd, 1, 0)) > 0
+}
+
 const AF_UNIX = 1
 const SOCK_STREAM = 1
 const SOCK_CLOEXEC = O_CLOEXEC

@@ -1,18 +1,20 @@
-import { closeSync, openSync, readFileSync } from 'node:fs'
+import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { WorkerPool } from '../../lib/transports/kernel/pool.js'
+import { must } from '../support/run.js'
 import { NEGOTIATED } from './fixtures/exchange.js'
 import type { PoolJob } from './fixtures/pool-worker.js'
 
-/** A pool over workers that do what they are told, with a file in place of the device. */
+/** A pool over workers that do what they are told, with a file in place of the device, or a pipe. */
 function setUp(
   t: Pick<Test, 'testdir' | 'teardown'>,
-  options: { initial?: number; patience?: number; failAtStart?: boolean } = {},
+  options: { initial?: number; patience?: number; failAtStart?: boolean; pipe?: boolean } = {},
 ) {
-  const { initial, patience, failAtStart = false } = options
-  const device = join(t.testdir({ device: '' }), 'device')
+  const { initial, patience, failAtStart = false, pipe = false } = options
+  const device = join(t.testdir(pipe ? {} : { device: '' }), 'device')
+  if (pipe) must('mkfifo', [device])
   const fd = openSync(device, 'r+')
   t.teardown(() => closeSync(fd))
   const starts = new Int32Array(new SharedArrayBuffer(20 * 4))
@@ -40,7 +42,7 @@ function setUp(
   const until = async (condition: () => boolean) => {
     while (!condition()) await sleep(5)
   }
-  return { pool, starts, deaths, tell, answers, until }
+  return { pool, fd, starts, deaths, tell, answers, until }
 }
 
 t.test('a worker that dies in a request: EIO in its place, and another worker', async (t) => {
@@ -112,4 +114,50 @@ t.test('workers that cannot start', async (t) => {
   await t.rejects(pool.start(), { message: 'cannot start' })
   await t.rejects(pool.ended, { message: 'cannot start' })
   t.equal(starts[1], 3, 'tried three times')
+})
+
+t.test('who is parked is there again for requests that wait, for an end, and after a death', async (t) => {
+  const { pool, fd, starts, tell, until } = setUp(t, { pipe: true })
+  await pool.start()
+  tell(2, 6)
+  await sleep(300)
+  t.equal(starts[0], 0, 'parked while there is nothing to do')
+  tell(1, 5)
+  await sleep(300)
+  t.equal(starts[0], 0, 'and while the other one has the only request')
+  writeSync(fd, 'x')
+  await until(() => starts[0] === 1)
+  t.pass('unparked where one more waits')
+  readSync(fd, Buffer.alloc(1))
+  tell(1, 4)
+  tell(2, 6)
+  await sleep(300)
+  t.equal(starts[0], 1, 'parked again')
+  tell(1, 1)
+  await until(() => starts[0] === 2)
+  t.equal(starts[2], 1, 'unparked, not started again, when the other one died')
+  t.equal(readSync(fd, Buffer.alloc(64)), 16, 'the answer in its place')
+  tell(2, 6)
+  await sleep(300)
+  t.equal(starts[0], 2)
+  tell(1, 3)
+  await until(() => starts[0] === 3)
+  tell(2, 3)
+  await pool.ended
+  t.equal(pool.size, 0)
+})
+
+t.test('who is parked while the others are at work comes back when there are no commits any more', async (t) => {
+  const { pool, starts, tell, until } = setUp(t, { pipe: true })
+  await pool.start()
+  tell(2, 6)
+  await sleep(200)
+  t.equal(starts[0], 0)
+  const stop = setInterval(() => tell(1, 4), 1)
+  t.teardown(() => clearInterval(stop))
+  await until(() => starts[0] === 1)
+  clearInterval(stop)
+  tell(1, 3)
+  tell(2, 3)
+  await pool.ended
 })

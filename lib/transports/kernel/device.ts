@@ -9,6 +9,7 @@ import type { FileTree } from '../transport.js'
 import type { Negotiated } from './init.js'
 import { Reply } from './messages.js'
 import type { CachePolicy } from './opens.js'
+import { Parking } from './parking.js'
 import { OUT_HEADER_SIZE } from './protocol.js'
 import { Session, type SharedState } from './session.js'
 import { WorkerSlot, WorkerState } from './slots.js'
@@ -16,6 +17,9 @@ import { Splicer } from './splicer.js'
 import type { Answer } from './syncs.js'
 
 const trace = makeTrace('transport')
+
+/** The worker that is never parked. */
+const FIRST = 1
 
 export const DEVICE = '/dev/fuse'
 
@@ -28,6 +32,7 @@ export interface WorkerContext {
   readonly negotiated: Negotiated
   readonly shared: SharedState
   readonly slots: SharedArrayBuffer
+  readonly parking: SharedArrayBuffer
   readonly cachePolicy: CachePolicy | undefined
 }
 
@@ -42,7 +47,8 @@ export const SERVING = 'serving'
 export function serve(context: WorkerContext, tree: FileTree): void {
   const { fd, thread, negotiated, shared, cachePolicy } = context
   const splicer = Splicer.make(fd)
-  const session = new Session({ tree, negotiated, shared, thread, answer: answerOn(fd), cachePolicy, splicer })
+  const parking = new Parking(context.parking, context.slots)
+  const session = new Session({ tree, negotiated, shared, thread, answer: answerOn(fd), cachePolicy, splicer, parking })
   const { request, reply } = session
   const slot = new WorkerSlot(context.slots, thread)
   // A worker's stderr goes through its event loop, which does not turn again before the end.
@@ -62,6 +68,11 @@ export function serve(context: WorkerContext, tree: FileTree): void {
     if (answer > 0 && !send(fd, reply.bytes, answer)) send(fd, reply.bytes, session.fail(constants.errno.EIO))
     session.record(performance.now() - began)
     slot.release()
+    if (thread !== FIRST && parking.oneIsEnough) {
+      slot.park(true)
+      parking.park()
+      slot.park(false)
+    }
   }
   splicer?.close()
   slot.end(state)

@@ -13,8 +13,9 @@ import { type RequestSummary, summarizeRequests } from '../statistics.js'
 import { answerOn, SERVING, type WorkerContext } from './device.js'
 import type { Negotiated } from './init.js'
 import type { CachePolicy } from './opens.js'
+import { Parking, ParkingWatch } from './parking.js'
 import { type SharedState, shareState } from './session.js'
-import { WorkerSlot, WorkerState } from './slots.js'
+import { sumTaken, WorkerSlot, WorkerState } from './slots.js'
 import { Syncs } from './syncs.js'
 
 const trace = debug('vdiskfs:transport')
@@ -70,6 +71,9 @@ export class WorkerPool {
   readonly #max: number
   readonly #shared: SharedState
   readonly #slots: SharedArrayBuffer
+  readonly #sharedParking = Parking.allocate()
+  readonly #parking: Parking
+  readonly #watch: ParkingWatch
   readonly #running = new Map<number, Running>()
   readonly #settle: { readonly resolve: () => void; readonly reject: (reason: Error) => void }
   #timer: NodeJS.Timeout | undefined
@@ -87,6 +91,8 @@ export class WorkerPool {
     this.#initial = Math.min(options.initial ?? DEFAULT_INITIAL, this.#max)
     this.#shared = shareState(this.#max)
     this.#slots = WorkerSlot.allocate(this.#max)
+    this.#parking = new Parking(this.#sharedParking, this.#slots)
+    this.#watch = new ParkingWatch(this.#parking, this.#slots, options.fd)
     let settle!: { resolve: () => void; reject: (reason: Error) => void }
     this.ended = new Promise<void>((resolve, reject) => {
       settle = { resolve, reject }
@@ -99,13 +105,6 @@ export class WorkerPool {
   /** How many workers run at the moment. */
   get size(): number {
     return this.#running.size
-  }
-
-  /** Requests that were served so far by those who run now. */
-  get served(): number {
-    let sum = 0
-    for (const { slot } of this.#running.values()) sum += slot.served
-    return sum
   }
 
   /** What all workers have counted so far, those that died included. */
@@ -126,7 +125,15 @@ export class WorkerPool {
     const slot = new WorkerSlot(this.#slots, thread)
     slot.clear()
     const shared = this.#shared
-    const transport: WorkerContext = { fd, thread, negotiated, shared, slots: this.#slots, cachePolicy }
+    const transport: WorkerContext = {
+      fd,
+      thread,
+      negotiated,
+      shared,
+      slots: this.#slots,
+      parking: this.#sharedParking,
+      cachePolicy,
+    }
     // A worker's pipes are made, and closed, outside of what Node keeps count of.
     const worker = new Worker(entry, {
       workerData: { ...data?.(thread), transport },
@@ -159,11 +166,13 @@ export class WorkerPool {
   #exited(running: Running, reason: Error): void {
     const { thread, slot } = running
     this.#running.delete(thread)
+    this.#parking.unpark()
     if (slot.state === WorkerState.ENDED) this.#unmounted = true
     else if (slot.state === WorkerState.LEFT) trace('worker %d was not needed any more', thread)
     else this.#died(running, reason)
     if (this.#running.size > 0) return
     clearInterval(this.#timer)
+    this.#watch.end()
     if (this.#unmounted) this.#settle.resolve()
     else this.#settle.reject(reason)
   }
@@ -183,7 +192,8 @@ export class WorkerPool {
   /** Starts half as many workers again where more would help, sample after sample; lets go whom nobody needs. */
   #sample(): void {
     if (this.#unmounted) return
-    const workers = [...this.#running.values()]
+    const workers = [...this.#running.values()].sort((a, b) => a.thread - b.thread)
+    this.#watch.begin(workers.some(({ slot }) => slot.state === WorkerState.PARKED))
     const busy = workers.filter(({ slot }) => slot.state === WorkerState.BUSY)
     this.#dismissIdle(workers, busy.length)
     const room = this.#max - workers.length
@@ -209,9 +219,10 @@ export class WorkerPool {
     this.#mostBusy = Math.max(this.#mostBusy, busy)
     const { patience = DEFAULT_PATIENCE_MS } = this.#options
     if (++this.#samples * SAMPLE_INTERVAL_MS < patience) return
-    const { served } = this
+    const served = sumTaken(new Int32Array(this.#slots))
     const keep = served === this.#servedBefore ? this.#max : Math.max(this.#initial, 2 * this.#mostBusy)
     for (const [i, { slot }] of workers.entries()) slot.dismiss(i >= keep)
+    if (keep < workers.length) this.#parking.unpark()
     this.#samples = 0
     this.#mostBusy = 0
     this.#servedBefore = served
@@ -233,9 +244,9 @@ function needsMore(workers: number, busy: readonly Running[]): boolean {
  * (D). For a lock, or a file system that is slower than we look, it may be an S, but then the request is still the same.
  */
 function sleepsInRequest(slot: WorkerSlot): boolean {
-  const { served } = slot
+  const { taken } = slot
   const state = threadState(slot.systemThread)
-  return state === 'D' || (state === 'S' && slot.state === WorkerState.BUSY && slot.served === served)
+  return state === 'D' || (state === 'S' && slot.state === WorkerState.BUSY && slot.taken === taken)
 }
 
 /** The state of a thread of this process, as in ps(1); undefined where it is not known. */

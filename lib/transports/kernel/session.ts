@@ -15,6 +15,7 @@ import { ANSWERABLE_SIZE, Reply, Request } from './messages.js'
 import { NODE_OPERATIONS } from './nodes.js'
 import { type CachePolicy, RecentOpens } from './opens.js'
 import { NO_REPLY, type Operation } from './operation.js'
+import type { Parking } from './parking.js'
 import { IN_HEADER_SIZE, InHeader, OUT_HEADER_SIZE, ReadIn } from './protocol.js'
 import { SPLICE_LEAST, type Splicer } from './splicer.js'
 import { type Answer, Syncs } from './syncs.js'
@@ -48,6 +49,8 @@ export interface SessionOptions {
   readonly cachePolicy?: CachePolicy | undefined
   /** Sends large READs without copying them; without it they are copied. */
   readonly splicer?: Splicer | undefined
+  /** Is told of commits. */
+  readonly parking?: Parking | undefined
 }
 
 const OPERATIONS: (Operation | undefined)[] = []
@@ -77,7 +80,7 @@ export class Session {
   readonly #sendPieces: () => boolean
   #spliced = 0
 
-  constructor({ tree, negotiated, shared, thread, answer, cachePolicy = 'cached', splicer }: SessionOptions) {
+  constructor({ tree, negotiated, shared, thread, answer, cachePolicy = 'cached', splicer, parking }: SessionOptions) {
     this.tree = tree
     this.negotiated = negotiated
     this.syncs = new Syncs(shared.syncs, thread)
@@ -95,7 +98,7 @@ export class Session {
       reply.header(OUT_HEADER_SIZE + this.#spliced, 0, request.uniqueFirst, request.uniqueSecond)
       return splicer!.send(reply.bytes, this.#spliced)
     }
-    this.flush = () => {
+    const flush = () => {
       try {
         tree.flush()
         return 0
@@ -103,6 +106,7 @@ export class Session {
         return errnoOf(error)
       }
     }
+    this.flush = parking ? () => parking.during(flush) : flush
   }
 
   /** The inode that the request is about. */

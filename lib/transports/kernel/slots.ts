@@ -11,7 +11,7 @@ const STATE = 0
 const FIRST = 1
 const SECOND = 2
 const SYSTEM_THREAD = 3
-const SERVED = 4
+const TAKEN = 4
 const DISMISSED = 5
 
 export const WorkerState = {
@@ -23,6 +23,8 @@ export const WorkerState = {
   ENDED: 3,
   /** It ended because it was dismissed. */
   LEFT: 4,
+  /** It does nothing until it is needed: see `Parking`. */
+  PARKED: 5,
 } as const
 
 /** The slot of one worker; `thread` counts from 1. */
@@ -54,14 +56,18 @@ export class WorkerSlot {
     const words = this.#words
     words[FIRST] = first
     words[SECOND] = second
+    words[TAKEN]!++
     words[STATE] = WorkerState.BUSY
   }
 
   /** By the worker, when that request needs nothing more of it. */
   release(): void {
-    const words = this.#words
-    words[STATE] = WorkerState.IDLE
-    words[SERVED]!++
+    this.#words[STATE] = WorkerState.IDLE
+  }
+
+  /** By the worker, between two requests. */
+  park(parked: boolean): void {
+    Atomics.store(this.#words, STATE, parked ? WorkerState.PARKED : WorkerState.IDLE)
   }
 
   /** By the pool: the worker is to end after its next request; or it is not, after all. */
@@ -95,10 +101,17 @@ export class WorkerSlot {
     return Atomics.load(this.#words, SYSTEM_THREAD)
   }
 
-  /** Requests served, modulo 2^32. */
-  get served(): number {
-    return Atomics.load(this.#words, SERVED) >>> 0
+  /** Requests taken, modulo 2^32. */
+  get taken(): number {
+    return Atomics.load(this.#words, TAKEN) >>> 0
   }
+}
+
+/** Requests that all workers together have taken, modulo 2^32; `words` are all slots. */
+export function sumTaken(words: Int32Array): number {
+  let sum = 0
+  for (let at = TAKEN; at < words.length; at += WORDS_PER_SLOT) sum += Atomics.load(words, at)
+  return sum >>> 0
 }
 
 function systemThreadId(): number {

@@ -1,0 +1,55 @@
+/** Which of a mount's workers serve whom. */
+
+import { closeSync, constants, fsyncSync, openSync, readdirSync, readFileSync, readSync, writeSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { mountImage, needsMounts } from '../support/mounts.js'
+import { vdiskfsMust } from '../support/run.js'
+import { temporaryFolder } from '../support/temp.js'
+
+const REQUESTS = 1000
+
+/** How often each thread of a process went to sleep so far. */
+function sleeps(pid: number): Map<string, number> {
+  const folder = `/proc/${pid}/task`
+  return new Map(
+    readdirSync(folder).map((thread) => {
+      const status = readFileSync(join(folder, thread, 'status'), 'latin1')
+      return [thread, Number(/^voluntary_ctxt_switches:\s+(\d+)/m.exec(status)![1])]
+    }),
+  )
+}
+
+/** The threads that `work` woke often. */
+function awake(pid: number, work: () => void): number {
+  const before = sleeps(pid)
+  work()
+  return [...sleeps(pid)].filter(([thread, count]) => count - (before.get(thread) ?? 0) > REQUESTS / 10).length
+}
+
+t.test('one client that syncs has one worker, one that reads two', needsMounts, async (t) => {
+  const image = join(temporaryFolder(t), 'disk.qcow2')
+  vdiskfsMust(['create', '-q', '-f', 'qcow2', image, '64M'])
+  const { raw, pid } = mountImage(t, image)
+  const fd = openSync(raw, constants.O_RDWR | constants.O_DIRECT)
+  const buffer = Buffer.alloc(4096, 1)
+  const sync = () => {
+    for (let i = 0; i < REQUESTS; i++) {
+      writeSync(fd, buffer, 0, 4096, i * 4096)
+      fsyncSync(fd)
+    }
+  }
+  const read = () => {
+    for (let i = 0; i < REQUESTS; i++) readSync(fd, buffer, 0, 4096, i * 4096)
+  }
+  sync()
+  t.equal(awake(pid, sync), 1)
+  // The main thread looks every 4 ms.
+  const end = performance.now() + 20_000
+  let both = 0
+  while (both !== 2 && performance.now() < end) both = awake(pid, read)
+  t.equal(both, 2)
+  sync()
+  t.equal(awake(pid, sync), 1, 'and again')
+  closeSync(fd)
+})
