@@ -169,12 +169,22 @@ export class Reader {
     let at = offset
     for (let extents = 0; at < size; extents++) {
       if (extents === SEEK_EXTENTS) return data ? at : size
-      const e = this.locate(at, size - at)
-      const found = seekExtent(e, at, data, this.#files, this.#drivers[this.depth]!)
+      const found = this.#seekOne(at, data, size)
       if (found >= 0) return found
-      at += e.length
+      at += this.#extent.length
     }
     // The end of the disk counts as a hole.
     return data || offset >= size ? -1 : size
+  }
+
+  /** As `seekExtent`, of the extent at `at`, in an epoch of its own: what is data must not become a hole meanwhile. */
+  #seekOne(at: number, data: boolean, size: number): number {
+    const { epochs } = this.#metadata
+    epochs.enter()
+    try {
+      return seekExtent(this.locate(at, size - at), at, data, this.#files, this.#drivers[this.depth]!)
+    } finally {
+      epochs.leave()
+    }
   }
 }
