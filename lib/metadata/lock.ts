@@ -32,7 +32,7 @@ export class WaitedTooLong extends VdiskError {
 }
 
 /** Sleeps until `words[index]` is no longer `seen`, at most one nap; `naps` counts those of one waiting. */
-function nap(words: Int32Array, index: number, seen: number, thread: number, naps: number): void {
+export function nap(words: Int32Array, index: number, seen: number, thread: number, naps: number): void {
   if (thread === 0 && naps >= PATIENT_NAPS) throw new WaitedTooLong()
   Atomics.wait(words, index, seen, NAP_MS)
 }

@@ -11,7 +11,7 @@ import { VdiskError } from '../util/errors.js'
 import { PageCache } from './cache.js'
 import { type BatchWriter, Committer } from './commit.js'
 import { Filler, PageMiss } from './fill.js'
-import { Epochs, Mutex, Ranges, RwLock } from './lock.js'
+import { Epochs, Mutex, nap, Ranges, RwLock } from './lock.js'
 import { Control, HITS_STRIDE, type SharedShape, type SharedViews, viewShared } from './shared.js'
 import { SpaceList } from './space.js'
 import { WriteBack } from './write-back.js'
@@ -152,16 +152,17 @@ export class Metadata {
   }
 
   /**
-   * Secures room for `sectors` more dirty sectors; commits until there is some. Outside of epochs and locks. Given back
-   * with `unreserve`.
+   * Secures room for `sectors` more dirty sectors; commits until there is some, or waits where others have reserved so
+   * much that no commit would make any. Outside of epochs and locks. Given back with `unreserve`.
    */
   reserve(sectors: number): void {
     if (sectors > this.#sectorLimit || sectors > this.#pageLimit)
       throw new VdiskError('INTERNAL', `a change of ${sectors} sectors does not fit into the metadata cache`)
     const c = this.#views.control
-    for (;;) {
+    for (let naps = 0; ; ) {
       this.lock.acquireExclusive()
-      const reserved = c[Control.RESERVED]! + sectors
+      const taken = c[Control.RESERVED]!
+      const reserved = taken + sectors
       const fits =
         c[Control.COMMIT_WANTED] === 0 &&
         // Those under way come back where their commit fails.
@@ -173,22 +174,21 @@ export class Metadata {
       }
       this.lock.releaseExclusive()
       if (fits) return
-      this.commit()
+      if (reserved > this.#sectorLimit || reserved > this.#pageLimit)
+        nap(c, Control.RESERVED, taken, this.thread, naps++)
+      else this.commit()
     }
   }
 
   /** Gives back what was reserved. Never hides the error that ended the change. */
   unreserve(): void {
     if (this.lock.poisoned) return
+    const { control, reserved } = this.#views
     this.lock.acquireExclusive()
-    this.#unreserve(this.thread)
+    Atomics.store(control, Control.RESERVED, control[Control.RESERVED]! - reserved[this.thread]!)
+    reserved[this.thread] = 0
     this.lock.releaseExclusive()
-  }
-
-  #unreserve(thread: number): void {
-    const v = this.#views
-    v.control[Control.RESERVED] = v.control[Control.RESERVED]! - v.reserved[thread]!
-    v.reserved[thread] = 0
+    Atomics.notify(control, Control.RESERVED)
   }
 
   /** Has the next change begin with a commit, because a list of what waits for one is filling. Exclusive lock. */

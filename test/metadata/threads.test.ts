@@ -6,7 +6,7 @@ import { Region } from '../../lib/metadata/region.js'
 import { openFile } from '../../lib/storage/file.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import type { Storage } from '../../lib/storage/storage.js'
-import { Crew } from './fixtures/crew.js'
+import { Crew, pause } from './fixtures/crew.js'
 import { contents } from './fixtures/metadata.js'
 import { TABLE, TABLE_BYTES } from './fixtures/words.js'
 
@@ -73,4 +73,19 @@ t.test('four workers at one table in a file', async (t) => {
   const bytes = initial()
   file.write(bytes, 0, bytes.length, 0)
   await hammer(t, file)
+})
+
+t.test('room that others have reserved is waited for: no commit would make any', async (t) => {
+  const crew = new Crew(t, MemoryStorage.create({ contents: new Uint8Array(4096) }))
+  const { metadata } = crew
+  // Half of the 256 pages may be dirty.
+  metadata.reserve(100)
+  const ended = crew.run('reserving', 1, { steps: 100 })
+  await crew.arrived(1)
+  await pause(300)
+  t.equal(crew.word('COMMIT_ENDED'), 0, 'it waits')
+  t.equal(metadata.counts().commits, 0, 'and commits nothing')
+  metadata.unreserve()
+  t.equal(await ended, 0)
+  t.equal(crew.word('COMMIT_ENDED'), 1, 'until there is room')
 })
