@@ -8,6 +8,7 @@ import { openImage, openStorages } from '../../lib/image/open.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import type { Storage, StorageHandle } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
+import { Device } from '../support/device.js'
 import { must } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 import {
@@ -605,4 +606,45 @@ t.test('an image that Windows wrote is written to, and QEMU reads both', needsCo
     image.close()
     t.ok(same(byQemu(folder, path), expected), name)
   }
+})
+
+t.test('on a device, room that blocks are put into is made zeros as it is needed', async (t) => {
+  const path = join(temporaryFolder(t), 'image.vhd')
+  createImage(path, { format: 'vhd', size: 256 * MiB })
+  const file = readFileSync(path)
+  const memory = MemoryStorage.create({ contents: file.subarray(0, -512) })
+  const device = new Device(memory, 128 * MiB)
+  memory.write(file, file.length - 512, 512, 128 * MiB - 512)
+  let cleared = 0
+  const { punch } = device
+  device.punch = (offset, length) => {
+    cleared += length
+    punch.call(device, offset, length)
+  }
+  const disk = Buffer.alloc(256 * MiB)
+  const image = openStorages([device], { format: 'vhd' })
+  const write = (offset: number) => {
+    const bytes = Buffer.alloc(700, 1 + (offset % 251))
+    disk.set(bytes, offset)
+    image.write(bytes, 0, bytes.length, offset)
+  }
+  write(100 * MiB + 300)
+  t.ok(cleared <= 20 * MiB, `the first write makes ${cleared} bytes zeros`)
+  for (let block = 0; block < 48; block++) write((5 * block + 1) * MiB + 300)
+  t.ok(same(content(image), disk), 'around what is written are zeros')
+  t.throws(
+    () => {
+      for (let block = 48; block < 128; block++) image.write(disk, 0, 512, 2 * block * MiB)
+    },
+    { code: 'NO_SPACE' },
+  )
+  image.close()
+  const again = openStorages([device], { format: 'vhd', readOnly: true })
+  t.same(
+    content(again)
+      .subarray(0, 96 * MiB)
+      .equals(disk.subarray(0, 96 * MiB)),
+    true,
+    'and opened again',
+  )
 })

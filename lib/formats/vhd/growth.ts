@@ -13,13 +13,25 @@
  * 2. barrier
  * 3. truncate the file behind it
  * 4. barrier
+ *
+ * On a block device the footer stays at the end of the device. What is between it and the last block may hold anything,
+ * and making all of that zeros can take hours: so it is done piece by piece, before blocks are put there.
  */
 
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import { FOOTER_BYTES } from './footer.js'
 import { SECTOR } from './geometry.js'
-import { alignBlock, type Blocks, MAX_BLOCK_START, MAX_STEP, roundUp, State, type VhdLayout } from './layout.js'
+import {
+  alignBlock,
+  type Blocks,
+  CLEAR_STEP,
+  MAX_BLOCK_START,
+  MAX_STEP,
+  roundUp,
+  State,
+  type VhdLayout,
+} from './layout.js'
 import { type Range, scanTable } from './table.js'
 
 export class Growth {
@@ -48,13 +60,15 @@ export class Growth {
     const limit = state[State.LIMIT]!
     const { allocated, end, gaps } = scanTable(this.#layout, this.#storage, limit)
     for (const gap of gaps) this.#addGap(gap)
-    if (limit > end) {
+    const cleared = this.#storage.fixedSize ? end : limit
+    if (cleared > end) {
       // A crash may have left data there that was never published.
-      this.#storage.punch(end, limit - end)
+      this.#storage.punch(end, cleared - end)
       metadata.wrote(files[0]!.index)
     }
     metadata.exclusive(() => {
       state[State.NEXT] = end
+      state[State.CLEARED] = cleared
       state[State.ALLOCATED] = allocated
     })
   }
@@ -68,7 +82,8 @@ export class Growth {
       if (offset >= 0) return [offset, length]
     }
     const start = alignBlock(this.#blocks, state[State.NEXT]!)
-    if (start >= MAX_BLOCK_START || start + blockBytes > state[State.LIMIT]!) return undefined
+    const limit = Math.min(state[State.LIMIT]!, state[State.CLEARED]!)
+    if (start >= MAX_BLOCK_START || start + blockBytes > limit) return undefined
     state[State.NEXT] = start + blockBytes
     return [start, blockBytes]
   }
@@ -98,6 +113,10 @@ export class Growth {
       const text = 'no more blocks can be allocated: the file has reached the 2 TiB that a VHD can address'
       throw new VdiskError('NO_SPACE', text, { path: this.#storage.path })
     }
+    if (start + blockBytes <= limit) {
+      this.#clear(start + blockBytes, limit)
+      return
+    }
     const least = Math.max(start + blockBytes, roundUp(limit + FOOTER_BYTES, SECTOR))
     const most = Math.min(start + Math.max(1, maxTableEntries - allocated) * stride, MAX_BLOCK_START + blockBytes)
     let target = roundUp(Math.max(least, Math.min(limit + step, most)), SECTOR)
@@ -105,7 +124,20 @@ export class Growth {
       target = Math.max(least, roundUp(limit + (target - limit) / 2, SECTOR))
     metadata.exclusive(() => {
       state[State.LIMIT] = target
+      state[State.CLEARED] = target
       state[State.STEP] = Math.min(MAX_STEP, 2 * step)
+    })
+  }
+
+  /** Makes zeros of what is in front of the footer, to `least` or somewhat further. */
+  #clear(least: number, limit: number): void {
+    const { state, metadata, files } = this.#context
+    const from = metadata.exclusive(() => state[State.CLEARED]!)
+    const to = Math.min(limit, Math.max(least, from + CLEAR_STEP))
+    this.#storage.punch(from, to - from)
+    metadata.wrote(files[0]!.index)
+    metadata.exclusive(() => {
+      state[State.CLEARED] = to
     })
   }
 

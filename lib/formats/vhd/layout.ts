@@ -144,8 +144,10 @@ export const State = {
   ALLOCATED: 3,
   /** 1 when blocks were allocated or freed. */
   CHANGED: 4,
+  /** Behind the last block, what is in front of this reads as zeros. */
+  CLEARED: 5,
   /** Counted up when a sector bitmap changes, one number for all blocks with the same remainder. */
-  GENERATIONS: 5,
+  GENERATIONS: 6,
 } as const
 
 export const GENERATIONS = 64
@@ -153,6 +155,9 @@ export const GENERATIONS = 64
 /** The file grows by this at first, then by twice as much every time, up to MAX_STEP. */
 export const FIRST_STEP = 64 * 2 ** 20
 export const MAX_STEP = 2 ** 30
+
+/** On a device, what is behind the last block is made zeros in pieces of so many bytes. */
+export const CLEAR_STEP = 16 * 2 ** 20
 
 export function firstState({ footerOffset }: VhdLayout): number[] {
   const state = new Array<number>(State.GENERATIONS + GENERATIONS).fill(0)
