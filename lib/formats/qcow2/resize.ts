@@ -4,6 +4,7 @@
  * lies in a cluster of the disk as it was is made so before (see `tail.ts`).
  */
 
+import { shorten } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { ResizeHelp } from '../driver.js'
@@ -38,18 +39,21 @@ export function resizeQcow2(context: ResizeContext, wanted: number): void {
   const before = readHeader(storage)
   checkSize(before, size, storage.path)
   const raw = before.autoclear.includes(Autoclear.RAW_DATA_FILE)
+  if (dataFile?.fixedSize && dataFile.size() < size) throw tooSmall(dataFile, size)
   if (size > before.size) clearTail(context, size)
   if (dataFile && size > before.size) {
     // What a raw file has behind the disk's end would be a part of it.
-    if (raw) dataFile.truncate(before.size)
-    dataFile.truncate(size)
+    if (raw && !shorten(dataFile, before.size)) dataFile.punch(before.size, size - before.size)
+    if (!dataFile.fixedSize) dataFile.truncate(size)
     dataFile.sync()
   }
   aroundChange(storage, false, () => new Resize(context, size).run(raw))
-  if (dataFile && size < before.size) {
-    dataFile.truncate(size)
-    dataFile.sync()
-  }
+  if (dataFile && size < before.size && shorten(dataFile, size)) dataFile.sync()
+}
+
+function tooSmall(dataFile: Storage, size: number): VdiskError {
+  const text = `it is a block device of ${dataFile.size()} bytes: expected ${size} or more for the disk's data`
+  return new VdiskError('NO_SPACE', text, { path: dataFile.path })
 }
 
 function checkSize(header: Header, size: number, path: string): void {

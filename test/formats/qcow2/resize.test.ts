@@ -8,13 +8,16 @@ import { checkImage } from '../../../lib/image/check.js'
 import { openImage, openStorages } from '../../../lib/image/open.js'
 import { resizeImage } from '../../../lib/image/resize.js'
 import { createSnapshot } from '../../../lib/image/snapshots.js'
+import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Recorder } from '../../../lib/storage/recording.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
+import { Device } from '../../support/device.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
 import { qemuCreate, qemuIo, secret } from './luks-images.js'
 import {
   change,
+  contextOf,
   create,
   differences,
   GiB,
@@ -165,6 +168,36 @@ t.test('a data file has the size of the disk', async (t) => {
     resizeImage(path, { size: 2 * MiB, shrink: true })
     t.equal(statSync(data).size, 2 * MiB)
     expect(t, path, 2 * MiB, 'read -P 1 0 2M')
+  }
+})
+
+t.test('a data file that is a block device keeps its size', async (t) => {
+  for (const raw of ['on', 'off']) {
+    const folder = temporaryFolder(t)
+    const [data, path] = [join(folder, 'data'), join(folder, 'image.qcow2')]
+    create(path, '3000k', `data_file=${data},data_file_raw=${raw}`)
+    io(path, 'write -P 1 0 3000k')
+    const storage = inMemory(path)
+    const device = new Device(MemoryStorage.create({ path: '/dev/x', contents: readFileSync(data) }), 8 * MiB)
+    const resize = (size: number) => {
+      const openFile = () => ({ index: 1, storage: device })
+      const { layout } = qcow2.open({ ...contextOf(storage, false), openFile })
+      qcow2.resize!(layout, [storage, device], size, NONE)
+      toFile(storage, path)
+      toFile(device, data)
+    }
+    const before = readFileSync(path)
+    t.throws(() => resize(9 * MiB), { code: 'NO_SPACE', message: /^.dev.x: .* of 8388608 bytes: expected 9437184/ })
+    t.ok(readFileSync(path).equals(before))
+    resize(5 * MiB)
+    t.equal(readFileSync(data).length, 8 * MiB)
+    t.ok(readFileSync(data)[6 * MiB] === 0x5a, 'behind the disk nothing is changed')
+    expect(t, path, 5 * MiB, 'read -P 1 0 3000k', 'read -P 0 3000k 2120k')
+    resize(MiB)
+    expect(t, path, MiB, 'read -P 1 0 1M')
+    resize(2 * MiB)
+    expect(t, path, 2 * MiB, 'read -P 1 0 1M', 'read -P 0 1M 1M')
+    t.equal(readFileSync(data).length, 8 * MiB)
   }
 })
 
