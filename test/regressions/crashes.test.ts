@@ -1,7 +1,10 @@
 /** What crash states have found, each as a test of its own. */
 
+import { writeFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
 import t from 'tap'
 import type { Backing } from '../../lib/formats/driver.js'
+import { encodeHeader, readHeader } from '../../lib/formats/qcow2/header.js'
 import { findFormat } from '../../lib/formats/registry.js'
 import { layersOver, openStorages } from '../../lib/image/open.js'
 import { resizeLayer } from '../../lib/image/resize.js'
@@ -9,7 +12,10 @@ import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
 import { check } from '../crash/scenario.js'
 import { WholeSectors } from '../crash/sectors.js'
+import { contents } from '../metadata/fixtures/metadata.js'
 import { create } from '../model/variants.js'
+import { must } from '../support/run.js'
+import { temporaryFolder } from '../support/temp.js'
 
 const SIZE = 300 * 1024
 const SEEDS = 12
@@ -24,12 +30,23 @@ function parent(format: string, path: string): Backing {
   return { path, format, layout, size, mtimeMs: 0 }
 }
 
-/** Every state that a crash can leave while an image gets another parent. @returns the names of the parents seen */
-function parentsSeen(format: string, options: readonly string[], names: readonly [string, string]): Set<string> {
+/**
+ * Every state that a crash can leave while an image gets another parent. @returns the names of the parents seen
+ * @param prepare changes the image before that
+ * @param each is called with every state
+ */
+function parentsSeen(
+  format: string,
+  options: readonly string[],
+  names: readonly [string, string],
+  prepare: (child: MemoryStorage) => void = () => {},
+  each: (storage: MemoryStorage) => void = () => {},
+): Set<string> {
   const [before, after] = names.map((name) => parent(format, name))
   const child = memory('/folder/child')
   const driver = findFormat(format)
   create(driver, child, SIZE, options, before!)
+  prepare(child)
   const recorder = new Recorder()
   const recorded = new WholeSectors(recorder.record(child))
   const context = { storage: recorded, path: '/folder/child', readOnly: false, warn: () => {} }
@@ -38,6 +55,7 @@ function parentsSeen(format: string, options: readonly string[], names: readonly
   for (let moment = 0; moment <= recorder.length; moment++)
     for (let seed = 0; seed < SEEDS; seed++) {
       const [storage] = seed === 0 ? recorder.prefix(moment) : recorder.crash(moment, SEEDS * moment + seed, 512)
+      each(storage!)
       const opened = driver.open({ storage: storage!, path: '/folder/child', readOnly: true, warn: () => {} })
       seen.add(`${opened.parent?.candidates.find((path) => names.includes(path))} ${opened.parent?.format ?? ''}`)
       const bad = check(driver, storage!, 'none').find(({ severity }) => severity === 'corruption')
@@ -52,6 +70,47 @@ t.test('qcow2: a name of a parent that lies behind the first sector is never tor
   for (const pair of [names, [...names].reverse() as [string, string]])
     for (const options of [[], ['extended_l2=on'], ['compat=0.10'], ['cluster_size=1K'], ['cluster_size=512']])
       t.same(parentsSeen('qcow2', options, pair), qcow2, `${pair[0]}, ${options}`)
+})
+
+/** An extension that no program knows, behind the others. */
+const UNKNOWN = { type: 0x12345678, data: Buffer.alloc(1000, 'what a later version put here; ') }
+
+const SKIPPED = 0x736b6970
+
+t.test('qcow2: extensions that are larger than a sector are never torn', async (t) => {
+  const path = join(temporaryFolder(t), 'between.qcow2')
+  const names = ['/folder/a', `/folder/a-${'much-'.repeat(30)}longer-name`] as const
+  const seen = new Set(names.map((name) => `${name} qcow2`))
+  const prepare = (child: MemoryStorage) => {
+    const header = readHeader(child)
+    const bytes = encodeHeader({ ...header, extensions: [...header.extensions, UNKNOWN] }, child.path)
+    child.write(bytes, 0, bytes.length, 0)
+  }
+  for (const pair of [names, [...names].reverse() as [string, string]])
+    for (const options of [[], ['compat=0.10'], ['cluster_size=4K']]) {
+      let torn = 0
+      const between: MemoryStorage[] = []
+      let skipped = false
+      const each = (storage: MemoryStorage) => {
+        const { extensions } = readHeader(storage)
+        if (!extensions.some(({ type, data }) => type === UNKNOWN.type && UNKNOWN.data.equals(data))) torn++
+        skipped = extensions.some(({ type }) => type === SKIPPED)
+        if (skipped) between.push(storage)
+      }
+      t.same(parentsSeen('qcow2', options, pair, prepare, each), seen, `${pair[0]}, ${options}`)
+      t.equal(torn, 0)
+      t.notOk(skipped, 'nothing is left over in the end')
+      writeFileSync(path, contents(between[0]!))
+      const info = JSON.parse(must('qemu-img', ['info', '--output=json', '-f', 'qcow2', path])) as Record<
+        string,
+        unknown
+      >
+      t.equal(
+        basename(String(info['backing-filename'])),
+        basename(pair[1]),
+        'QEMU understands what is there in between',
+      )
+    }
 })
 
 t.test('vhd: the header that names the parent, of two sectors, is never torn', async (t) => {

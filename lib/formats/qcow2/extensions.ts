@@ -10,6 +10,8 @@ export const ExtensionType = {
   BITMAPS: 0x23852875,
   CRYPT_HEADER: 0x0537be77,
   DATA_FILE: 0x44415441,
+  /** This program's own (`skip`): what it holds means nothing, and is there while a header changes only. */
+  SKIPPED: 0x736b6970,
 } as const
 
 export interface Extension {
