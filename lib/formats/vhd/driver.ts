@@ -174,16 +174,21 @@ export class BlockDriver implements Driver {
       const room = this.#growth.take()
       if (!room) return false
       ;[out.space, out.spaceLength] = room
-    } else {
-      out.space = checkBlock(this.#layout, block, entry, this.#state[State.LIMIT]!)
-      if (!this.#differencing) this.#unitRuns(Math.floor(offset / this.#unitBytes), inBlock, out.space)
-    }
+    } else out.space = checkBlock(this.#layout, block, entry, this.#state[State.LIMIT]!)
     // Bits are set in one sector of bitmap at a time; those of a new block are written with it.
     const step = out.fresh ? blockSize : this.#unitBytes
     const stepEnd = (Math.floor(offset / step) + 1) * step
     let end = Math.min(offset + length, stepEnd, this.size)
     let first = offset
-    if (this.#differencing || !out.fresh) {
+    if (!out.fresh) {
+      const { present, until } = this.#runAt(offset, inBlock, out.space)
+      end = Math.min(end, until)
+      // Around what is there nothing is copied: others may be writing to it.
+      if (!present) {
+        first -= offset % SECTOR
+        end = Math.ceil(end / SECTOR) * SECTOR
+      }
+    } else if (this.#differencing) {
       first -= offset % SECTOR
       end = Math.ceil(end / SECTOR) * SECTOR
     }
@@ -191,6 +196,14 @@ export class BlockDriver implements Driver {
     out.length = end - first
     out.offset = out.space + bitmapBytes + inBlock - (offset - first)
     return true
+  }
+
+  /** Whether the bit of a sector in a block is set, and up to which guest byte those behind it are the same. */
+  #runAt(offset: number, inBlock: number, start: number): { present: boolean; until: number } {
+    const unit = Math.floor(offset / this.#unitBytes)
+    const runs = this.#unitRuns(unit, inBlock, start)
+    const run = runOf(runs, Math.floor((offset - unit * this.#unitBytes) / SECTOR))
+    return { present: runs.first === (run % 2 === 0), until: unit * this.#unitBytes + runs.ends[run]! * SECTOR }
   }
 
   beginWriting(): void {
@@ -236,11 +249,15 @@ export class BlockDriver implements Driver {
     for (let unit = first; unit < first + this.blockSize / this.#unitBytes; unit++) this.#full.add(unit)
   }
 
-  /** Sets the bits of sectors in a block that was there before. They are in one sector of bitmap. */
+  /**
+   * Sets the bits of sectors in a block that was there before. They are in one sector of bitmap; where the range has parts
+   * of sectors, these are set already.
+   */
   #publishSectors({ guest, length, block, space }: Allocation): void {
     const { blockSize, bitmapBytes } = this.#blocks
-    const first = (guest - block * blockSize) / SECTOR
-    const count = length / SECTOR
+    const inBlock = guest - block * blockSize
+    const first = Math.floor(inBlock / SECTOR)
+    const count = Math.ceil((inBlock + length) / SECTOR) - first
     const from = Math.floor(first / 8)
     const bytes = Math.ceil((first + count) / 8) - from
     this.#bitmap.move(space, space + bitmapBytes)

@@ -49,11 +49,6 @@ export class SectorBitmaps {
     return place + (block % this.#layout.chunkRatio) * this.#bytesPerBlock
   }
 
-  /** Guest offset behind the unit that `offset` is in: a change of bits stays inside of one. */
-  unitEnd(offset: number): number {
-    return (Math.floor(offset / this.#unitBytes) + 1) * this.#unitBytes
-  }
-
   /** What the sectors from `offset` on are, to the end of the unit at most. @param place of the bitmap block */
   runAt(offset: number, place: number): Run {
     const { blockSize, sectorSize } = this.#layout

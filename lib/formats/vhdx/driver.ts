@@ -155,7 +155,8 @@ export class BlockDriver implements Driver {
     if (partial) {
       start -= start % sectorSize
       end = Math.ceil(end / sectorSize) * sectorSize
-      if (!out.fresh) end = Math.min(end, this.#bitmaps.unitEnd(offset))
+      // Nothing is copied of sectors that are there: others may be writing to them.
+      if (!out.fresh) end = Math.min(end, offset + this.#bitmaps.runAt(offset, this.#bitmapPlace(block)).length)
     }
     out.guest = start
     out.length = end - start
