@@ -90,7 +90,8 @@ export class Tables {
     this.#l1.setU32be(at + 4, lowOf(offset))
     this.table = offset
     this.copied = true
-    this.#l2.move(offset, offset + this.#layout.clusterSize)
+    // What a late reader of a table that was here before may have put into the cache.
+    this.#l2.move(offset, offset + this.#layout.clusterSize).drop()
   }
 
   /** Number of the cluster behind the last whose entry is in the same page of the same L2 table. */
