@@ -1,6 +1,9 @@
 /**
  * The end of a VHDX that grows, and the space that is free in front of it. The file is made longer in large steps, each
  * with a barrier, so that every log entry can say a length that is durable.
+ *
+ * A block device does not grow. What is behind its last block may hold anything, and making all of that zeros can take
+ * hours: so it is done piece by piece, before blocks are put there.
  */
 
 import { shorten } from '../../storage/shorten.js'
@@ -8,7 +11,7 @@ import { VdiskError } from '../../util/errors.js'
 import { randomGuid } from '../../util/guid.js'
 import type { LayerContext } from '../driver.js'
 import type { Journal } from './journal.js'
-import { MAX_STEP, roundUp, State, UNIT, type VhdxLayout } from './layout.js'
+import { CLEAR_STEP, MAX_STEP, roundUp, State, UNIT, type VhdxLayout } from './layout.js'
 import { scanTable } from './scan.js'
 
 export class Growth {
@@ -45,12 +48,14 @@ export class Growth {
     this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: this.#layout.nextDataWriteGuid })
     // A crash may have left data there that nothing refers to.
     for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)
-    if (limit > end) storage.punch(end, limit - end)
+    const cleared = storage.fixedSize ? end : limit
+    if (cleared > end) storage.punch(end, cleared - end)
     metadata.wrote(files[0]!.index)
     metadata.barrier()
     metadata.exclusive(() => {
       state[State.LIMIT] = limit
       state[State.NEXT] = end
+      state[State.CLEARED] = cleared
     })
   }
 
@@ -60,7 +65,7 @@ export class Growth {
     const freed = space!.take(length)
     if (freed >= 0) return freed
     const start = state[State.NEXT]!
-    if (start + length > state[State.LIMIT]!) return -1
+    if (start + length > Math.min(state[State.LIMIT]!, state[State.CLEARED]!)) return -1
     state[State.NEXT] = start + length
     return start
   }
@@ -68,19 +73,34 @@ export class Growth {
   /** Makes room for at least one block behind the others. No lock, one thread at a time. */
   extend(): void {
     const { state, metadata, files } = this.#context
-    const [limit, next, step] = metadata.shared(
-      () => [state[State.LIMIT]!, state[State.NEXT]!, state[State.STEP]!] as const,
+    const [limit, next, step, cleared] = metadata.shared(
+      () => [state[State.LIMIT]!, state[State.NEXT]!, state[State.STEP]!, state[State.CLEARED]!] as const,
     )
     const { blockSize, payloadBlocks, chunkRatio } = this.#layout
     // A block and the sector bitmap block that it may need; no more than all blocks of the disk.
     const least = next + blockSize + UNIT
+    if (cleared < limit) {
+      this.#clear(cleared, Math.min(limit, Math.max(least, cleared + CLEAR_STEP)))
+      return
+    }
     const most = next + payloadBlocks * blockSize + Math.ceil(payloadBlocks / chunkRatio) * UNIT
     const target = this.#lengthen(Math.max(least, roundUp(Math.min(limit + step, most), UNIT)), least)
     metadata.wrote(files[0]!.index)
     metadata.barrier()
     metadata.exclusive(() => {
       state[State.LIMIT] = target
+      state[State.CLEARED] = target
       state[State.STEP] = Math.min(MAX_STEP, 2 * step)
+    })
+  }
+
+  /** Makes zeros of a part of what is behind the last block. */
+  #clear(from: number, to: number): void {
+    const { state, metadata, files } = this.#context
+    this.#storage.punch(from, to - from)
+    metadata.wrote(files[0]!.index)
+    metadata.exclusive(() => {
+      state[State.CLEARED] = to
     })
   }
 

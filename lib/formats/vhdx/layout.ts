@@ -165,8 +165,10 @@ export const State = {
   LOG_OPEN: 7,
   /** The log's GUID, 4 bytes a number; all zero while there is no log. */
   LOG_GUID: 8,
+  /** Behind the last block, what is in front of this reads as zeros. */
+  CLEARED: 12,
   /** Counted up when a sector bitmap changes, one number for all units with the same remainder. */
-  GENERATIONS: 12,
+  GENERATIONS: 13,
 } as const
 
 export const GENERATIONS = 64
@@ -174,6 +176,9 @@ export const GENERATIONS = 64
 /** The file grows by this at first, then by twice as much every time, up to MAX_STEP. */
 const FIRST_STEP = 64 * MiB
 export const MAX_STEP = 1024 * MiB
+
+/** On a device, what is behind the last block is made zeros in pieces of so many bytes. */
+export const CLEAR_STEP = 16 * MiB
 
 export function firstState(fileSize: number): number[] {
   const state = new Array<number>(State.GENERATIONS + GENERATIONS).fill(0)

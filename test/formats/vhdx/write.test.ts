@@ -6,6 +6,7 @@ import type { Image } from '../../../lib/image/image.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { FaultStorage } from '../../../lib/storage/fault.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
+import { Device } from '../../support/device.js'
 import {
   At,
   bytesAt,
@@ -301,4 +302,38 @@ t.test('what an image may be', async (t) => {
   t.match(vhdx.open(contextOf(log)).layout, { header: { logLength: 3 * MiB, logOffset: MiB }, tableOffset: 5 * MiB })
   const facts = vhdx.facts(vhdx.open(contextOf(zero)).layout, zero)
   t.match(facts, { subformat: 'dynamic', creator: 'vdiskfs', log: 'empty', blocks: { zero: 5120, 'not-present': 0 } })
+})
+
+t.test('on a device, room that blocks are put into is made zeros as it is needed', async (t) => {
+  const device = new Device(newImage(256 * MiB), 128 * MiB)
+  let cleared = 0
+  const { punch } = device
+  device.punch = (offset, length) => {
+    cleared += length
+    punch.call(device, offset, length)
+  }
+  const disk = Buffer.alloc(256 * MiB)
+  const image = openStorages([device], { format: 'vhdx' })
+  const write = (offset: number) => {
+    const bytes = Buffer.alloc(700, 1 + (offset % 251))
+    disk.set(bytes, offset)
+    image.write(bytes, 0, bytes.length, offset)
+  }
+  const content = () => {
+    const bytes = Buffer.alloc(disk.length)
+    image.read(bytes, 0, bytes.length, 0)
+    return bytes
+  }
+  write(200 * MiB + 300)
+  t.ok(cleared <= 20 * MiB, `the first write makes ${cleared} bytes zeros`)
+  for (let block = 0; block < 90; block++) write(2 * block * MiB + 300)
+  t.ok(content().equals(disk), 'around what is written are zeros')
+  t.throws(
+    () => {
+      for (let block = 0; block < 90; block++) image.write(disk, 0, 512, (2 * block + 1) * MiB)
+    },
+    { code: 'NO_SPACE' },
+  )
+  t.ok(device.size() - cleared < 10 * MiB, 'all of it is used')
+  image.close()
 })
