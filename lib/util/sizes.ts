@@ -9,22 +9,29 @@ export const TiB = 1024 * GiB
 
 const UNITS: Readonly<Record<string, number>> = { '': 1, b: 1, k: KiB, m: MiB, g: GiB, t: TiB, p: 1024 * TiB }
 
+/** A whole number of bytes. As in qemu-img, its last `b` is a digit; a unit behind it would be taken for one as easily. */
+const HEX = /^0x[\da-f]+$/i
+
 /**
- * Parses `1G`, `1.5T`, `512`, `64KiB`, `10MB`: a number and a binary unit, as qemu-img reads them.
+ * Parses `1G`, `1.5T`, `512`, `64KiB`, `10MB`: a number and a binary unit, as qemu-img reads them; and `0x40000000`.
  * @returns bytes, a whole safe integer ≥ 0.
  * @throws USAGE
  */
 export function parseSize(text: string): number {
+  const bytes = HEX.test(text.trim()) ? Number(text) : parseDecimal(text)
+  if (!Number.isSafeInteger(bytes)) throw new VdiskError('USAGE', `size '${text}' is too large`)
+  return bytes
+}
+
+function parseDecimal(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([bkmgtp]?)(?:i?b)?$/i.exec(text.trim())
   const unit = match && UNITS[match[2]!.toLowerCase()]
   if (!match || unit === undefined || unit === null)
     throw new VdiskError(
       'USAGE',
-      `'${text}' is not a size: expected a number and one of K, M, G, T, P, such as 512M or 1.5T`,
+      `'${text}' is not a size: expected a number and one of K, M, G, T, P, such as 512M or 1.5T, or 0x and hex digits`,
     )
-  const bytes = Math.round(Number(match[1]) * unit)
-  if (!Number.isSafeInteger(bytes)) throw new VdiskError('USAGE', `size '${text}' is too large`)
-  return bytes
+  return Math.round(Number(match[1]) * unit)
 }
 
 /** `1.5 GiB`, with at most three digits that mean something. */
