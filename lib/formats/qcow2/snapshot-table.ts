@@ -191,13 +191,26 @@ export function encodeSnapshots(snapshots: readonly Snapshot[]): Uint8Array {
   return new Uint8Array(Buffer.concat(snapshots.map(({ raw }) => raw)))
 }
 
-/** By its id or its name. @throws NOT_FOUND; USAGE where several could be meant */
+/**
+ * Whether a snapshot is the one that is meant: by its id or its name; or, as qemu-img has it, by `snapshot.id=ID`,
+ * `snapshot.name=NAME` or both, where two commas stand for one. So one whose name is another's id can be said.
+ */
+function isMeant({ id, name }: Snapshot, wanted: string): boolean {
+  if (id === wanted || name === wanted) return true
+  const said = [...wanted.matchAll(/(?:^|,)snapshot\.(id|name)=((?:[^,]|,,)*)(?=$|,)/g)]
+  if (said.length === 0 || said.reduce((length, [text]) => length + text.length, 0) !== wanted.length) return false
+  return said.every(([, key, value]) => (key === 'id' ? id : name) === value!.replaceAll(',,', ','))
+}
+
+/** By its id or its name, see `isMeant`. @throws NOT_FOUND; USAGE where several could be meant */
 export function findSnapshot(snapshots: readonly Snapshot[], wanted: string, path: string): Snapshot {
-  const found = snapshots.filter(({ id, name }) => id === wanted || name === wanted)
+  const found = snapshots.filter((snapshot) => isMeant(snapshot, wanted))
   if (found.length === 1) return found[0]!
   if (found.length > 1) {
     const list = found.slice(0, SHOWN).map(({ id, name }) => `ID ${id} '${name}'`)
-    throw new VdiskError('USAGE', `'${wanted}' could be any of its snapshots ${list.join(', ')}`, { path })
+    throw new VdiskError('USAGE', `'${wanted}' could be any of its snapshots ${list.join(', ')}: say snapshot.id=ID`, {
+      path,
+    })
   }
   const names = snapshots.slice(0, SHOWN).map(({ name }) => name)
   if (snapshots.length > SHOWN) names.push('…')
