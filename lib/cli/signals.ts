@@ -6,11 +6,17 @@ import { constants } from 'node:os'
 const SIGNALLED = 128
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
+export interface Interruption {
+  readonly signal: AbortSignal
+  /** From now on a signal asks the work to stop. Before, it ends the process at once, as there is nothing to clean up. */
+  arm(): void
+}
+
 /**
  * Runs work that an AbortSignal stops.
  * @returns the work's exit code; where it was stopped, the shell's for the signal, without a word about it
  */
-export async function interruptible(work: (signal: AbortSignal) => Promise<number>): Promise<number> {
+export async function interruptible(work: (interruption: Interruption) => Promise<number>): Promise<number> {
   const abort = new AbortController()
   let received: (typeof SIGNALS)[number] | undefined
   const handlers = SIGNALS.map((name) => {
@@ -18,11 +24,13 @@ export async function interruptible(work: (signal: AbortSignal) => Promise<numbe
       received ??= name
       abort.abort()
     }
-    process.on(name, handler)
     return [name, handler] as const
   })
+  const arm = () => {
+    for (const [name, handler] of handlers) process.on(name, handler)
+  }
   try {
-    return await work(abort.signal)
+    return await work({ signal: abort.signal, arm })
   } catch (error) {
     if (received === undefined) throw error
     return SIGNALLED + constants.signals[received]

@@ -11,6 +11,7 @@ export interface Backing {
   /** Absolute path. */
   readonly path: string
   readonly format: string
+  /** Undefined, and no size is known, where it was not opened. */
   readonly layout: unknown
   readonly size: number
   readonly mtimeMs: number
@@ -42,6 +43,8 @@ export interface CreateContext {
   /** The passphrase of the new image, where it is to be encrypted; undefined: there is none. */
   secret?(): Uint8Array | undefined
   readonly backing: Backing | undefined
+  /** What `Format.prepare` gave, where it was called. */
+  readonly prepared?: unknown
 }
 
 /** Facts of one image for `info`: the names are qemu-img's where it has them. */
@@ -74,6 +77,8 @@ export interface Format<Layout = unknown> {
   readonly extensions: readonly string[]
   /** True where a new image can have a parent. */
   readonly backing: boolean
+  /** True where an image has more of its parent than the name, so that it cannot be made without the parent. */
+  readonly identifiesParents?: boolean
   /** The file in a folder that makes the folder an image of this format: `DiskDescriptor.xml`. */
   readonly folder?: string
   /** True where `OpenContext.snapshot` can be asked for. */
@@ -88,6 +93,11 @@ export interface Format<Layout = unknown> {
   open(context: OpenContext): Opened<Layout>
   /** A driver for the calling thread. Threads that do nothing but read and write have it from `drivers.ts`. */
   attach(layout: Layout, context: LayerContext): Driver
+  /**
+   * Does what takes long, such as making keys, before there is a file that would have to be removed where somebody ends
+   * the program meanwhile. @throws as `create`
+   */
+  prepare?(context: Omit<CreateContext, 'storage'>): unknown
   /** Writes an empty image and makes it durable. @throws USAGE for options and sizes that the format cannot have. */
   create(context: CreateContext): void
   /** Format-specific facts for `info`. May read the whole table. `files` as in `LayerContext`, where there are several. */

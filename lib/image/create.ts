@@ -1,6 +1,6 @@
 /** Makes new images. */
 
-import { closeSync, fsyncSync, openSync, statSync, unlinkSync } from 'node:fs'
+import { closeSync, fsyncSync, lstatSync, openSync, statSync, unlinkSync } from 'node:fs'
 import { dirname, resolve } from 'node:path'
 import type { Backing, Format } from '../formats/driver.js'
 import { parseOptions } from '../formats/options.js'
@@ -22,6 +22,8 @@ export interface CreateOptions {
   /** Path of the parent, relative to the working folder. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** The parent is named and not opened: it need not be there yet. Its format and the size must be given then. */
+  readonly unsafe?: boolean
   /** Folders besides the parent's own from which files that it names may be opened. */
   readonly backingDirs?: readonly string[]
   /** The passphrase of the new image, where the options say that it is encrypted. */
@@ -30,6 +32,8 @@ export interface CreateOptions {
   readonly durable?: boolean
   /** Permission bits of its file, before the umask; default: all may read and write. */
   readonly mode?: number | undefined
+  /** Called before its file is made: what may take long, such as making keys, is done. */
+  readonly onMaking?: (() => void) | undefined
 }
 
 export interface Created {
@@ -51,11 +55,15 @@ export function createImage(path: string, request: CreateOptions): Created {
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
   const durable = request.durable ?? true
   const { mode } = request
+  const secret = secretFunction(request.secret)
+  const made = { path: resolve(path), size, options, ...(secret && { secret }), backing }
+  refuseExisting(path)
+  const prepared = format.prepare?.(made)
+  request.onMaking?.()
   const storage = openFile(path, { readOnly: false, create: true, mode, syncAtClose: !durable })
   try {
     lockImage(storage, { write: true })
-    const secret = secretFunction(request.secret)
-    format.create({ storage, path: resolve(path), size, options, ...(secret && { secret }), backing })
+    format.create({ ...made, storage, prepared })
     storage.sync()
     const created = lookAt(storage, resolve(path), format)
     if (durable) syncFolder(path)
@@ -66,6 +74,12 @@ export function createImage(path: string, request: CreateOptions): Created {
   } finally {
     storage.close()
   }
+}
+
+/** Before anybody is asked for a passphrase; opening it does it again. @throws EXISTS */
+function refuseExisting(path: string): void {
+  if (lstatSync(path, { throwIfNoEntry: false }))
+    throw new VdiskError('EXISTS', `cannot create ${path}: exists already`, { path, errno: 'EEXIST' })
 }
 
 /** What was made. The files that it names are those that the user has named. */
@@ -85,8 +99,23 @@ function lookAt(storage: Storage, path: string, format: Format): Created {
 
 function openBacking(format: Format, request: CreateOptions): Backing {
   if (!format.backing) throw new VdiskError('USAGE', `an image of format ${format.name} cannot have a parent`)
-  const { backingDirs = [] } = request
-  return backingAt(resolve(request.backing!), request.backingFormat, { backingDirs })
+  const { backingDirs = [], backingFormat, unsafe } = request
+  const path = resolve(request.backing!)
+  if (!unsafe) return backingAt(path, backingFormat, { backingDirs })
+  if (format.identifiesParents)
+    throw new VdiskError('USAGE', `an image of format ${format.name} has its parent's identifier: it must be opened`, {
+      path,
+    })
+  if (backingFormat === undefined || request.size === undefined)
+    throw new VdiskError('USAGE', 'a parent that is not opened needs its format (-F FMT), and the new image a SIZE', {
+      path,
+    })
+  return namedBacking(path, backingFormat)
+}
+
+/** A parent that is only named. @throws USAGE for a format that there is not */
+export function namedBacking(path: string, format: string): Backing {
+  return { path, format: findFormat(format).name, layout: undefined, size: 0, mtimeMs: 0 }
 }
 
 /** Looks at a parent, its own parents included, so that no image is ever made over a broken chain. */

@@ -6,7 +6,7 @@ import { VdiskError } from '../util/errors.js'
 import { MiB } from '../util/sizes.js'
 import { closeLayers, openChain } from './chain.js'
 import { isZero } from './convert/zeros.js'
-import { backingAt } from './create.js'
+import { backingAt, namedBacking } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, openImage, type Secret } from './open.js'
 
@@ -72,7 +72,7 @@ function findBacking({ backing, backingFormat, backingDirs = [], unsafe }: Rebas
   } catch (error) {
     const absent = error instanceof VdiskError && error.code === 'NOT_FOUND'
     if (!unsafe || !absent || backingFormat === undefined) throw error
-    return { path, format: backingFormat, layout: undefined, size: 0, mtimeMs: 0 }
+    return namedBacking(path, backingFormat)
   }
 }
 

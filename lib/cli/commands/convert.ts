@@ -17,7 +17,7 @@ export function run(args: Arguments, io: Io): Promise<number> {
   const threads = args.value('threads')
   const targetSecret = args.value('target-secret')
   const bar = progressBar(args, io)
-  return interruptible(async (signal) => {
+  return interruptible(async ({ signal, arm }) => {
     try {
       await convert(source, target, {
         sourceFormat: args.value('format'),
@@ -34,6 +34,7 @@ export function run(args: Arguments, io: Io): Promise<number> {
         ...(sparse === undefined ? {} : { sparse: parseSize(sparse) }),
         ...(threads === undefined ? {} : { threads: parseCount('threads', threads, 1, MAX_THREADS) }),
         signal,
+        onTarget: arm,
         onProgress: bar && ((progress) => bar.show(progress)),
         warn: (text) => io.err(`vdiskfs: ${text}\n`),
       })

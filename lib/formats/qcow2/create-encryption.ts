@@ -76,7 +76,7 @@ export interface NewEncryption {
 }
 
 /** @throws USAGE for what does not go together, and where there is no passphrase */
-export function newEncryption({ options, path, secret }: CreateContext): NewEncryption {
+export function newEncryption({ options, path, secret }: Omit<CreateContext, 'storage'>): NewEncryption {
   const format = options['encrypt.format']
   if (format === 'none') return { method: Crypt.NONE, luks: undefined }
   const usage = (text: string) => new VdiskError('USAGE', text, { path })

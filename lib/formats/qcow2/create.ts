@@ -92,7 +92,7 @@ export const createOptions: readonly OptionSpec[] = [
 /** @throws USAGE for options that do not go together, and for disks that are too large for them */
 export function createQcow2(context: CreateContext): void {
   const { storage, path } = context
-  const encryption = newEncryption(context)
+  const encryption = (context.prepared as NewEncryption | undefined) ?? newEncryption(context)
   const header = newHeader(context, encryption)
   const { options, backing } = context
   const dataPath = options.data_file === undefined ? undefined : resolve(options.data_file as string)

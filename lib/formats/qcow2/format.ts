@@ -5,6 +5,7 @@ import { attach } from './attach.js'
 import { addBitmap, bitmapExtents, clearBitmap, listBitmaps, removeBitmap } from './bitmap-tools.js'
 import { checkImage } from './check.js'
 import { createOptions, createQcow2 } from './create.js'
+import { newEncryption } from './create-encryption.js'
 import { qcow2Facts } from './facts.js'
 import { hasMagic } from './header.js'
 import type { Qcow2Layout } from './layout.js'
@@ -24,6 +25,7 @@ export const qcow2: Format<Qcow2Layout> = {
   probe: ({ head }) => hasMagic(head),
   open: openQcow2,
   attach,
+  prepare: newEncryption,
   create: createQcow2,
   facts: qcow2Facts,
   bitmaps: {

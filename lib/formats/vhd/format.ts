@@ -16,6 +16,7 @@ export const vhd: Format<VhdLayout> = {
   title: 'Virtual Hard Disk (Virtual PC, Hyper-V, Azure, XenServer)',
   extensions: ['.vhd', '.avhd', '.vud'],
   backing: true,
+  identifiesParents: true,
   createOptions: VHD_OPTIONS,
   probe: probeVhd,
   open: openVhd,

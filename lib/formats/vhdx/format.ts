@@ -17,6 +17,7 @@ export const vhdx: Format<VhdxLayout> = {
   title: 'Virtual Hard Disk version 2 (Hyper-V)',
   extensions: ['.vhdx', '.avhdx'],
   backing: true,
+  identifiesParents: true,
   createOptions: VHDX_OPTIONS,
   probe: probeVhdx,
   open: openVhdx,

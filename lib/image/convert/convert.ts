@@ -41,6 +41,8 @@ export interface ConvertOptions {
   readonly threads?: number | undefined
   /** Aborting it stops the copy, and what was made is removed. */
   readonly signal?: AbortSignal | undefined
+  /** Called before the target is made or changed: up to then, ending the process leaves nothing behind. */
+  readonly onTarget?: (() => void) | undefined
   readonly onProgress?: ((progress: CopyProgress) => void) | undefined
   /** The passphrase of the source, and of a new target unless `targetSecret` is. */
   readonly secret?: Secret | undefined
@@ -127,7 +129,7 @@ async function intoNew(
     const { size } = from
     const { mode } = file
     const made = { format, size, options: given, backing, backingFormat, backingDirs, secret, durable: false, mode }
-    others = createImage(file.path, made).others
+    others = createImage(file.path, { ...made, onMaking: options.onTarget }).others
     file.made()
     // The user has said where its further files are to be.
     const folders = [...backingDirs, ...others.map(dirname)]
@@ -161,6 +163,7 @@ async function intoExisting(
     throw new VdiskError('USAGE', `a new image of format ${format} cannot be made on a block device`, { path: target })
   const secret = options.targetSecret ?? options.secret
   const to = openImage(target, { format, backingDirs, secret, threads: 1 + crew.size })
+  options.onTarget?.()
   try {
     if (to.size < from.size)
       throw new VdiskError('USAGE', `it has ${formatSize(to.size)}, and the source ${formatSize(from.size)}`, {

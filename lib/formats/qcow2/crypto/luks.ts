@@ -3,7 +3,7 @@
  * in what is returned; no message has any of it.
  */
 
-import { pbkdf2Sync, randomBytes, randomUUID, timingSafeEqual } from 'node:crypto'
+import { createHash, pbkdf2Sync, randomBytes, randomUUID, timingSafeEqual } from 'node:crypto'
 import type { Storage } from '../../../storage/storage.js'
 import {
   DIGEST_SIZE,
@@ -11,6 +11,7 @@ import {
   type HeaderPlace,
   LUKS_HEADER,
   type Luks,
+  type LuksHeader,
   MAX_ITERATIONS,
   materialSize,
   newHeader,
@@ -29,6 +30,28 @@ const MOST_ITERATIONS = MAX_ITERATIONS / 2
 /** Of the time that a key slot is to take, the master key's digest gets this part. */
 const DIGEST_SHARE = 8
 
+/** Master keys that were found or made, by what they were found with: images are opened several times by one command. */
+const known = new Map<string, Uint8Array>()
+const MOST_KNOWN = 16
+
+type Lock = Pick<Luks, 'spec' | 'hash'> & {
+  readonly header: Pick<LuksHeader, 'mkDigest' | 'mkDigestSalt' | 'mkDigestIterations' | 'keySlots'>
+}
+
+/** Not the same for two passphrases, two master keys, or two sets of key slots. */
+function nameOf({ header, spec, hash }: Lock, passphrase: Uint8Array): string {
+  const all = createHash('sha256').update(JSON.stringify([spec, hash, header.mkDigestIterations, passphrase.length]))
+  all.update(passphrase).update(header.mkDigest).update(header.mkDigestSalt)
+  for (const { active, iterations, stripes, keyMaterialOffset, salt } of header.keySlots)
+    all.update(JSON.stringify([active, iterations, stripes, keyMaterialOffset])).update(salt)
+  return all.digest('hex')
+}
+
+function remember(name: string, key: Uint8Array): void {
+  known.set(name, key)
+  if (known.size > MOST_KNOWN) known.delete(known.keys().next().value!)
+}
+
 /** @throws CORRUPT, UNSUPPORTED, IO */
 export function readLuks(storage: Storage, place: HeaderPlace): Luks {
   const raw = new Uint8Array(Math.min(LUKS_HEADER.size, place.length))
@@ -40,9 +63,13 @@ export function readLuks(storage: Storage, place: HeaderPlace): Luks {
 export function findMasterKey(
   storage: Storage,
   place: HeaderPlace,
-  { header, spec, hash }: Luks,
+  luks: Luks,
   passphrase: Uint8Array,
 ): Uint8Array | undefined {
+  const { header, spec, hash } = luks
+  const name = nameOf(luks, passphrase)
+  const found = known.get(name)
+  if (found) return found
   for (const slot of header.keySlots) {
     if (slot.active !== SlotState.ENABLED) continue
     const material = new Uint8Array(materialSize(spec.keySize, slot.stripes))
@@ -51,7 +78,9 @@ export function findMasterKey(
     new NumberedSectors(spec, slotKey).decrypt(material, 0, material.length, 0)
     const key = mergeStripes(material.subarray(0, spec.keySize * slot.stripes), spec.keySize, hash)
     const digest = pbkdf2Sync(key, header.mkDigestSalt, header.mkDigestIterations, DIGEST_SIZE, hash)
-    if (timingSafeEqual(digest, header.mkDigest)) return key
+    if (!timingSafeEqual(digest, header.mkDigest)) continue
+    remember(name, key)
+    return key
   }
   return undefined
 }
@@ -97,5 +126,6 @@ export function makeLuks(spec: CipherSpec, hash: string, passphrase: Uint8Array,
   out.set(splitKey(key, STRIPES, hash), start)
   const slotKey = pbkdf2Sync(passphrase, salt, iterations, spec.keySize, hash)
   new NumberedSectors(spec, slotKey).encrypt(out, start, materialSize(spec.keySize, STRIPES), 0)
+  remember(nameOf({ header, spec, hash }, passphrase), key)
   return out
 }
