@@ -2,6 +2,7 @@
 
 import { VdiskError } from '../util/errors.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
+import { childrenBeside } from './children.js'
 import { chainOptions, imageOver, openImage, type Secret } from './open.js'
 
 export interface ResizeRequest {
@@ -10,6 +11,8 @@ export interface ResizeRequest {
   readonly relative?: boolean
   /** A smaller size is meant: what lies behind it is lost. */
   readonly shrink?: boolean
+  /** It is resized although images in its folder are made over it, which may not open after that. */
+  readonly force?: boolean
   readonly format?: string | undefined
   readonly backingDirs?: readonly string[]
   /** The passphrase of an encrypted image; needed where a part of its last cluster becomes a part of the disk. */
@@ -19,7 +22,7 @@ export interface ResizeRequest {
 
 /**
  * @returns the size before and after, in bytes
- * @throws USAGE for a smaller size that is not meant; UNSUPPORTED where the format cannot do it; as opening for writing
+ * @throws USAGE for a smaller size that is not meant, and for the parent of others, see `force`; UNSUPPORTED where the format cannot do it; as opening for writing
  */
 export function resizeImage(path: string, request: ResizeRequest): { before: number; after: number } {
   const { format, backingDirs, secret, warn } = request
@@ -37,6 +40,7 @@ export function resizeImage(path: string, request: ResizeRequest): { before: num
     if (after < before && !request.shrink)
       throw new VdiskError('USAGE', `from ${before} to ${after} bytes: what is cut off is lost; say --shrink`, { path })
     if (after === before) return { before, after }
+    if (!request.force) refuseParent(top)
     resizeLayer(top, after, () => {
       parents ??= parentsOf(path, chain)
       return parents
@@ -45,6 +49,15 @@ export function resizeImage(path: string, request: ResizeRequest): { before: num
   } finally {
     closeLayers([...layers, ...(parents ?? [])])
   }
+}
+
+/** Children of such formats count on their parent's size, or on its time stamp. @throws USAGE */
+function refuseParent(layer: Layer): void {
+  const [child, ...more] = layer.format.identifiesParents ? childrenBeside(layer) : []
+  if (child === undefined) return
+  const children = more.length > 0 ? `${child} and ${more.length} more are` : `${child} is`
+  const harm = 'which may not open, or not show what it did, after that: say --force if it is meant'
+  throw new VdiskError('USAGE', `${children} made over it, ${harm}`, { path: layer.path })
 }
 
 /**
