@@ -25,6 +25,8 @@ export interface Command {
   readonly summary: string
   readonly positionals: readonly Positional[]
   readonly examples: readonly string[]
+  /** The exit code where it fails, if the usual one says something about the images here. */
+  readonly failed?: number
   load(): Promise<CommandModule>
 }
 
@@ -86,7 +88,7 @@ export const COMMANDS: readonly Command[] = [
     summary: 'make an empty image',
     positionals: [
       { name: 'IMAGE', help: 'the image to make; it must not exist' },
-      { name: 'SIZE', optional: true, help: 'such as 512M or 1.5T; without it, the size of the parent' },
+      { name: 'SIZE', optional: true, help: 'such as 512M, 1.5T or 0x40000000; without it, the size of the parent' },
     ],
     examples: ['create -f vhd disk.vhd 20G', 'create -f vhd -b base.vhd child.vhd'],
     load: () => import('./commands/create.js'),
@@ -109,6 +111,7 @@ export const COMMANDS: readonly Command[] = [
       { name: 'SECOND', help: 'another one; the rest of the larger disk must be zeros' },
     ],
     examples: ['compare disk.vhd disk.qcow2', 'compare -s -f raw disk.img copy.img'],
+    failed: 2,
     load: () => import('./commands/compare.js'),
   },
   {

@@ -30,7 +30,8 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
   } catch (error) {
     debug('%O', error)
     io.err(`vdiskfs: ${errorLine(error)}\n`)
-    return error instanceof VdiskError && error.code === 'USAGE' ? Exit.USAGE : Exit.FAILED
+    if (error instanceof VdiskError && error.code === 'USAGE') return Exit.USAGE
+    return COMMANDS.find(({ name }) => name === argv[0])?.failed ?? Exit.FAILED
   }
 }
 

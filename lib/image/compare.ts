@@ -14,8 +14,9 @@ export interface CompareOptions {
   /** Sizes, and what is allocated, must be the same too. */
   readonly strict?: boolean
   readonly backingDirs?: readonly string[]
-  /** The passphrase of both. */
+  /** The passphrase of both, or of the first one where `secondSecret` is given. */
   readonly secret?: Secret | undefined
+  readonly secondSecret?: Secret | undefined
   readonly onProgress?: ((position: number, size: number) => void) | undefined
   readonly warn?: (message: string) => void
 }
@@ -34,12 +35,12 @@ export interface Comparison {
 
 /** @throws VdiskError where one cannot be opened or read */
 export function compareImages(first: string, second: string, options: CompareOptions = {}): Comparison {
-  const { backingDirs = [], warn, secret, formats = [undefined, undefined] } = options
-  const open = (path: string, format: string | undefined) =>
+  const { backingDirs = [], warn, formats = [undefined, undefined] } = options
+  const open = (path: string, format: string | undefined, secret: Secret | undefined) =>
     openImage(path, { readOnly: true, format, backingDirs, secret, ...(warn && { warn }) })
-  const a = open(first, formats[0])
+  const a = open(first, formats[0], options.secret)
   try {
-    const b = open(second, formats[1])
+    const b = open(second, formats[1], options.secondSecret ?? options.secret)
     try {
       return { sizes: [a.size, b.size], difference: new Comparer(a, b, options).run() }
     } finally {

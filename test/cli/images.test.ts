@@ -3,9 +3,11 @@
 import {
   closeSync,
   existsSync,
+  mkdirSync,
   openSync,
   readFileSync,
   statSync,
+  symlinkSync,
   truncateSync,
   writeFileSync,
   writeSync,
@@ -99,4 +101,120 @@ t.test('a reader that goes away ends it quietly', async (t) => {
   const { out, err } = run('bash', ['-c', script, 'bash', process.execPath, CLI, image])
   t.match(out, /^\[\{"start":0,.*\n0\n$/)
   t.equal(err, '')
+})
+
+t.test('sizes in hexadecimal are those of qemu-img', async (t) => {
+  const folder = temporaryFolder(t)
+  const [ours, theirs] = [join(folder, 'ours.qcow2'), join(folder, 'theirs.qcow2')]
+  const size = (path: string) => JSON.parse(must('qemu-img', ['info', '--output=json', path]))['virtual-size']
+  vdiskfsMust(['create', '-q', '-f', 'qcow2', '-o', 'cluster_size=0x1000', ours, '0x40000000'])
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', '-o', 'cluster_size=0x1000', theirs, '0x40000000'])
+  t.equal(size(ours), size(theirs))
+  vdiskfsMust(['resize', '-q', ours, '+0x100000'])
+  must('qemu-img', ['resize', '-q', theirs, '+0x100000'])
+  t.equal(size(ours), size(theirs))
+  const part = JSON.parse(vdiskfsMust(['map', '--json', '-s', '0x1000', '-l', '0x2000', ours])) as Run[]
+  t.match(part, [{ start: 0x1000, length: 0x2000 }])
+})
+
+t.test('create -u names a parent that is not there, as qemu-img does', async (t) => {
+  const folder = temporaryFolder(t)
+  const facts = (path: string) => {
+    const { filename, 'actual-size': _, ...rest } = JSON.parse(must('qemu-img', ['info', '--output=json', path]))
+    t.equal(filename, path)
+    return rest
+  }
+  const made = (program: (args: string[]) => string, name: string, ...words: string[]) => {
+    const path = join(folder, name)
+    program(['create', '-q', '-u', '-f', 'qcow2', '-b', 'gone.vhd', '-F', 'vpc', ...words, path, '1G'])
+    return facts(path)
+  }
+  const ours = made((args) => vdiskfsMust(args, { cwd: folder }), 'ours.qcow2')
+  t.equal(ours['backing-filename'], 'gone.vhd')
+  t.same(
+    ours,
+    made((args) => must('qemu-img', args, { cwd: folder }), 'theirs.qcow2'),
+  )
+  const path = join(folder, 'none')
+  for (const [words, why] of [
+    [['-f', 'qcow2', '-b', 'gone', path, '1G'], /needs its format \(-F FMT\), and the new image a SIZE/],
+    [['-f', 'qcow2', '-b', 'gone', '-F', 'raw', path], /needs its format/],
+    [['-f', 'qcow2', '-b', 'gone', '-F', 'rwa', path, '1G'], /rwa/],
+    [['-f', 'vhdx', '-b', 'gone', '-F', 'vhdx', path, '1G'], /vhdx has its parent's identifier/],
+    [['-f', 'vhd', '-b', 'gone', '-F', 'vhd', path, '1G'], /vhd has its parent's identifier/],
+  ] as const) {
+    t.match(vdiskfs(['create', '-u', ...words]), { code: 2, out: '', err: why }, words.join(' '))
+    t.notOk(existsSync(path))
+  }
+  const rebased = vdiskfs(['rebase', '-u', '-b', 'gone', '-F', 'rwa', join(folder, 'ours.qcow2')])
+  t.match(rebased, { code: 2, err: /rwa/ }, 'a format that there is not is written into no image')
+  t.same(facts(join(folder, 'ours.qcow2')), ours)
+})
+
+t.test('convert -l takes what that of qemu-img takes', async (t) => {
+  const folder = temporaryFolder(t)
+  const image = join(folder, 'image.qcow2')
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', image, '1M'])
+  // The name of the second is the ID of the first.
+  for (const [i, name] of ['a,b', '1'].entries()) {
+    must('qemu-io', ['-f', 'qcow2', '-c', `write -P ${i + 1} 0 64k`, image])
+    must('qemu-img', ['snapshot', '-c', name, image])
+  }
+  must('qemu-io', ['-f', 'qcow2', '-c', 'write -P 9 0 64k', image])
+  const [ours, theirs] = [join(folder, 'ours.raw'), join(folder, 'theirs.raw')]
+  for (const [word, content] of [
+    ['snapshot.id=1', 1],
+    ['snapshot.name=1', 2],
+    ['snapshot.name=a,,b', 1],
+    ['snapshot.id=2,snapshot.name=1', 2],
+    ['snapshot.name=a,,b,snapshot.id=1', 1],
+    ['2', 2],
+    ['a,b', 1],
+  ] as const) {
+    vdiskfsMust(['convert', '-l', word, image, ours])
+    must('qemu-img', ['convert', '-l', word, '-O', 'raw', image, theirs])
+    t.equal(readFileSync(ours)[0], content, word)
+    t.ok(readFileSync(ours).equals(readFileSync(theirs)), word)
+  }
+  for (const word of ['snapshot.id=a,,b', 'snapshot.id=1,snapshot.name=1', 'snapshot.name=a,b', 'snapshot.nam=1'])
+    t.match(vdiskfs(['convert', '-l', word, image, ours]), { code: 1, err: /image\.qcow2: no snapshot/ }, word)
+  t.match(vdiskfs(['convert', '-l', '1', image, ours]), { code: 2, err: /could be any of .*: say snapshot\.id=ID/ })
+  vdiskfsMust(['snapshot', 'delete', image, 'snapshot.name=1'])
+  t.match(vdiskfsMust(['snapshot', 'list', image]), /\n1 +a,b/)
+})
+
+for (const format of ['vhd', 'vhdx'])
+  t.test(`resize: the parent of other images beside it, ${format}`, async (t) => {
+    const folder = temporaryFolder(t)
+    const [parent, child, other] = ['parent', 'child', 'other'].map((name) => join(folder, name))
+    vdiskfsMust(['create', '-q', '-f', format, parent!, '8M'])
+    vdiskfsMust(['create', '-q', '-f', format, '-b', parent!, child!])
+    vdiskfsMust(['create', '-q', '-f', format, other!, '8M'])
+    writeFileSync(join(folder, 'text'), 'no image at all')
+    mkdirSync(join(folder, 'elsewhere'))
+    symlinkSync(parent!, join(folder, 'elsewhere', 'link'))
+    const before = readFileSync(parent!)
+    for (const path of [parent!, join(folder, 'elsewhere', 'link')]) {
+      const refused = vdiskfs(['resize', path, '+1M'])
+      t.match(refused, { code: 2, out: '', err: /child is made over it, .* say --force/ })
+      t.match(refused.err, path)
+    }
+    t.ok(readFileSync(parent!).equals(before), 'nothing is written')
+    vdiskfsMust(['resize', '-q', parent!, '8M'])
+    vdiskfsMust(['resize', '-q', child!, '+1M'])
+    vdiskfsMust(['resize', '-q', other!, '+1M'])
+    vdiskfsMust(['resize', '-q', '--force', parent!, '+1M'])
+    t.equal(JSON.parse(vdiskfsMust(['info', '--json', parent!]))['virtual-size'], 9 * MiB)
+  })
+
+t.test('check and compare: what fails has an exit code of its own', async (t) => {
+  const folder = temporaryFolder(t)
+  const image = sparse(join(folder, 'i.raw'))
+  // 2 would say that errors were found.
+  for (const words of [[folder], ['-f', 'nonsense', image], [join(folder, 'none')]])
+    t.match(vdiskfs(['check', ...words]), { code: 1, out: '', err: /^vdiskfs: [^\n]+\n$/ }, words.join(' '))
+  // 1 would say that they are not the same.
+  t.equal(vdiskfs(['compare', image, join(folder, 'none')]).code, 2)
+  const full = run('bash', ['-c', '"$@" >/dev/full', 'bash', process.execPath, CLI, 'compare', image, image])
+  t.match(full, { code: 2, err: /standard output/ })
 })

@@ -42,6 +42,7 @@ t.test('check: errors, what cannot be checked, what has nothing to check', async
   t.equal(found.code, 2)
   t.match(found.out, /^ERROR: BAT entry 1 says byte 1048576, which another entry uses too\n1 errors are left/)
   t.equal(vdiskfs(['check', '--repair', 'leaks', path]).code, 2)
+  t.match(vdiskfs(['check', '-r', 'leaks', path]), { code: 2, err: '', out: /errors are left/ })
   const mended = vdiskfs(['check', '--repair=all', path])
   t.equal(mended.code, 0)
   t.match(mended.out, /\(repaired\)/)

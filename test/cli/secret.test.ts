@@ -2,7 +2,7 @@
 
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t from 'tap'
@@ -101,6 +101,11 @@ t.test('create, map, convert, compare', async (t) => {
   t.ok(readFileSync(raw).equals(readFileSync(file('d.raw'))))
   t.equal((await call(['compare', '-q', '--secret', key, image, raw])).code, 0)
   t.equal((await call(['compare', '-q', '--secret', other, copy, image])).code, 2)
+  const two = ['compare', '--secret', other, '--second-secret', key]
+  t.same((await call([...two, copy, image])).out, 'Images are identical.\n')
+  t.match(await call([...two, image, copy]), { code: 2, err: `${image}: the passphrase opens none` })
+  t.equal((await call(['compare', '-q', '--second-secret', other, raw, copy])).code, 0)
+  t.match(await call([...two.slice(0, 4), join(folder, 'none'), copy, image]), { code: 2, err: /none: no such file/ })
 })
 
 t.test('asking for it', async (t) => {
@@ -203,7 +208,7 @@ t.test('a header that wants a passphrase to take minutes', async (t) => {
   t.match(err, /its key slots want \d+ iterations of PBKDF2: expected 134217728 at most/)
 })
 
-for (const command of ['mount', 'mount -f', 'map'])
+for (const command of ['mount', 'mount -f', 'map', 'convert'])
   t.test(`${command}: it says that trying a passphrase takes long, and a signal ends that`, async (t) => {
     const folder = temporaryFolder(t)
     const key = join(folder, 'key')
@@ -211,7 +216,8 @@ for (const command of ['mount', 'mount -f', 'map'])
     mkdirSync(point)
     writeFileSync(key, PASSPHRASE)
     const image = slowImage(folder, 2 ** 26)
-    const paths = command === 'map' ? [image] : [image, point]
+    const target = join(folder, 'target')
+    const paths = { map: [image], convert: [image, target] }[command] ?? [image, point]
     const child = spawn(process.execPath, [CLI, ...command.split(' '), '--secret', key, ...paths])
     const servers = () => run('pgrep', ['-f', `^vdiskfs .*${image}`]).out
     t.teardown(() => {
@@ -225,4 +231,45 @@ for (const command of ['mount', 'mount -f', 'map'])
     t.same(await ended, [null, 'SIGTERM'])
     for (let i = 0; i < 100 && servers() !== ''; i++) await sleep(50)
     t.equal(servers(), '', 'nor does its server go on')
+    t.notOk(existsSync(target))
   })
+
+for (const command of ['create -f qcow2', 'convert -O qcow2'])
+  t.test(`${command}: a signal ends the making of a key, and no file is left`, async (t) => {
+    const folder = temporaryFolder(t)
+    const key = join(folder, 'key')
+    writeFileSync(key, PASSPHRASE)
+    const source = join(folder, 'source')
+    writeFileSync(source, Buffer.alloc(MiB, 1))
+    const target = join(folder, 'target')
+    const luks = ['-o', 'encrypt.format=luks,encrypt.iter-time=60000', '--secret', key]
+    const names = command.startsWith('convert') ? [source, target] : [target, '1M']
+    const child = spawn(process.execPath, [CLI, ...command.split(' '), ...luks, ...names])
+    t.teardown(() => child.kill('SIGKILL'))
+    const ended = once(child, 'exit')
+    await sleep(2000)
+    t.same(readdirSync(folder).sort(), ['key', 'source'], 'the key is made before the file')
+    child.kill('SIGTERM')
+    t.same(await ended, [null, 'SIGTERM'])
+    t.same(readdirSync(folder).sort(), ['key', 'source'])
+  })
+
+t.test('a key that was made or found is not derived again, whatever else is', async (t) => {
+  const folder = temporaryFolder(t)
+  const [key, wrong, image] = ['key', 'wrong', 'image'].map((name) => join(folder, name)) as [string, string, string]
+  writeFileSync(key, PASSPHRASE)
+  writeFileSync(wrong, 'geheim2')
+  const luks = ['-o', 'encrypt.format=luks,encrypt.iter-time=1']
+  t.equal((await call(['create', '-f', 'qcow2', ...luks, '--secret', key, image, '1M'])).code, 0)
+  const bytes = readFileSync(image)
+  const header = bytes.indexOf('LUKS\xba\xbe', 0, 'latin1')
+  // Without its key material only what is known already opens it.
+  const material = header + 512 * bytes.readUInt32BE(header + SLOT_ITERATIONS + 36)
+  bytes.fill(0, material, material + 4000 * 64)
+  writeFileSync(image, bytes)
+  t.equal((await call(['map', '--secret', key, image])).code, 0)
+  t.match(await call(['map', '--secret', wrong, image]), { code: 1, err: /opens none of its key slots/ })
+  bytes[header + SLOT_ITERATIONS + 4]! ^= 1
+  writeFileSync(image, bytes)
+  t.match(await call(['map', '--secret', key, image]), { code: 1, err: /opens none/ }, 'another salt, another slot')
+})

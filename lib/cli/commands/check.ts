@@ -4,6 +4,7 @@ import type { Finding, Repair } from '../../formats/driver.js'
 import { type CheckReport, checkImage } from '../../image/check.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
+import { errorLine } from '../main.js'
 import { json, wantsJson } from '../output.js'
 import { choice } from '../values.js'
 
@@ -14,12 +15,8 @@ export function run(args: Arguments, io: Io): number {
   const path = args.positionals[0]!
   const repair = choice('repair', args.value('repair') ?? 'none', ['none', 'leaks', 'all']) as Repair
   const asJson = wantsJson(args)
-  const report = checkImage(path, {
-    format: args.value('format'),
-    repair,
-    backingDirs: args.values('backing-dir'),
-    warn: (text) => io.err(`vdiskfs: ${text}\n`),
-  })
+  const report = tryToCheck(path, repair, args, io)
+  if (!report) return Code.FAILED
   if (!report.totals) {
     io.err(`vdiskfs: ${path}: images of format ${report.format} have nothing to check\n`)
     return Code.NOTHING_TO_CHECK
@@ -27,6 +24,21 @@ export function run(args: Arguments, io: Io): number {
   if (asJson) io.out(json(facts(path, report)))
   else if (!args.has('quiet')) io.out(text(report))
   return codeOf(report)
+}
+
+/** Whatever keeps it from looking is 1: 2, as for wrong usage elsewhere, would say that errors were found. */
+function tryToCheck(path: string, repair: Repair, args: Arguments, io: Io): CheckReport | undefined {
+  try {
+    return checkImage(path, {
+      format: args.value('format'),
+      repair,
+      backingDirs: args.values('backing-dir'),
+      warn: (text) => io.err(`vdiskfs: ${text}\n`),
+    })
+  } catch (error) {
+    io.err(`vdiskfs: ${errorLine(error)}\n`)
+    return undefined
+  }
 }
 
 function codeOf({ leaks, corruptions, leaksFixed, corruptionsFixed }: CheckReport): number {

@@ -24,6 +24,7 @@ export function run(args: Arguments, io: Io): number {
     options,
     backing,
     backingFormat: args.value('backing-format'),
+    unsafe: args.has('unsafe'),
   })
   if (!args.has('quiet')) {
     const facts = [

@@ -14,6 +14,7 @@ export function run(args: Arguments, io: Io): number {
     size: sign === '-' ? -size : size,
     relative: sign !== undefined,
     shrink: args.has('shrink'),
+    force: args.has('force'),
     format: args.value('format'),
     backingDirs: args.values('backing-dir'),
     secret: secretOf({ file: args.value('secret'), image: path }, io),

@@ -38,7 +38,7 @@ export function openBundle(context: OpenContext): Opened<BundleLayout> {
 }
 
 function snapshotOf({ parents, top }: Descriptor, { snapshot, path }: OpenContext): string {
-  const wanted = snapshot === undefined ? top : guidOf(snapshot)
+  const wanted = snapshot === undefined ? top : guidOf(snapshot.replace(/^snapshot\.id=/, ''))
   if (wanted !== undefined && parents.has(wanted)) return wanted
   const known = [...parents.keys()].map(braced).join(', ')
   throw new VdiskError('NOT_FOUND', `no snapshot '${snapshot ?? braced(top)}'; it has: ${known}`, { path })

@@ -237,6 +237,7 @@ t.test('snapshots: a chain by GUID, of which the top is written', async (t) => {
   t.ok(contents(folder).equals(models[2]!))
   for (const [level, id] of [guid(1), guid(2), TOP].entries())
     t.ok(contents(folder, { snapshot: `{${id.toUpperCase()}}` }).equals(models[level]!), `snapshot ${level}`)
+  t.ok(contents(folder, { snapshot: `snapshot.id=${guid(1)}` }).equals(contents(folder, { snapshot: guid(1) })))
   t.throws(() => openImage(folder, { snapshot: guid(9) }), {
     code: 'NOT_FOUND',
     message: /no snapshot.*it has: \{0000/,
