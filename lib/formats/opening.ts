@@ -57,6 +57,8 @@ export interface ParentFacts {
 export interface ParentRequest {
   /** As the image gives it, for messages. */
   readonly name: string
+  /** The path of it that the image has, relative to the image's folder, where it has one and nothing else. */
+  readonly path?: string
   /** Absolute paths to try, best first. Each is opened through the gate only. */
   readonly candidates: readonly string[]
   /**

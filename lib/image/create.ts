@@ -50,6 +50,8 @@ export interface Created {
 export function createImage(path: string, request: CreateOptions): Created {
   const format = findFormat(request.format)
   const options = parseOptions(format.name, format.createOptions, request.options ?? [])
+  if (request.backingFormat !== undefined && request.backing === undefined)
+    throw new VdiskError('USAGE', `the format ${request.backingFormat} of a parent is given, and no parent`, { path })
   const backing = request.backing === undefined ? undefined : openBacking(format, request)
   const size = request.size ?? backing?.size
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })

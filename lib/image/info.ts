@@ -1,7 +1,7 @@
 /** What `info` prints: facts of an image, with qemu-img's names. */
 
-import { basename, dirname, resolve } from 'node:path'
-import type { Facts, LogListing, SnapshotFacts } from '../formats/driver.js'
+import { basename, dirname, isAbsolute, join, resolve } from 'node:path'
+import type { Facts, LogListing, ParentRequest, SnapshotFacts } from '../formats/driver.js'
 import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { VdiskError } from '../util/errors.js'
@@ -35,10 +35,19 @@ function describe(layer: Layer, shown: string, parent: Layer | undefined): Image
     'actual-size': [storage, ...files].reduce((sum, file) => sum + file.allocated(), 0),
     ...(facts.encrypt !== undefined && { encrypted: true }),
     ...(opened.parent && { 'backing-filename': opened.parent.name }),
+    ...namedParent(opened.parent, shown),
     ...(parent && { 'full-backing-filename': parent.path, 'backing-filename-format': parent.format.name }),
     ...snapshotsOf(layer),
     ...(Object.keys(facts).length > 0 && { 'format-specific': { type: format.name, data: facts } }),
   }
+}
+
+/** What an image says of its parent, where that is a path: what qemu-img makes of it. Its chain says what it is. */
+function namedParent(parent: ParentRequest | undefined, shown: string): Partial<ImageInfo> {
+  if (parent?.path === undefined) return {}
+  const { path, format } = parent
+  const full = isAbsolute(path) ? path : join(dirname(shown), path)
+  return { 'full-backing-filename': full, ...(format !== undefined && { 'backing-filename-format': format }) }
 }
 
 /** An image whose snapshots cannot be read is still an image. */

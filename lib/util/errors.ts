@@ -58,6 +58,15 @@ export function printable(text: string): string {
   return clean.length > LONGEST ? `${clean.slice(0, LONGEST)}…` : clean
 }
 
+/** Whether a message has a path in it as a word, and not as a part of other words, as `d` is in `directory`. */
+function names(message: string, path: string): boolean {
+  for (let at = message.indexOf(path); at >= 0; at = message.indexOf(path, at + 1)) {
+    const [before, after] = [message[at - 1] ?? '', message.slice(at + path.length)]
+    if (!/[\w./-]/.test(before) && !/^(\w|[./-]\w)/.test(after)) return true
+  }
+  return false
+}
+
 /** An error whose message is one line, made for the user: it names the file, what was found and what was expected. */
 export class VdiskError extends Error {
   override readonly name = 'VdiskError'
@@ -68,7 +77,7 @@ export class VdiskError extends Error {
 
   constructor(code: ErrorCode, message: string, details: ErrorDetails = {}) {
     const { path, offset, errno, cause } = details
-    super(printable(path === undefined || message.includes(path) ? message : `${path}: ${message}`), { cause })
+    super(printable(path === undefined || names(message, path) ? message : `${path}: ${message}`), { cause })
     this.code = code
     this.path = path
     this.offset = offset

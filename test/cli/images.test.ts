@@ -12,7 +12,7 @@ import {
   writeFileSync,
   writeSync,
 } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import t from 'tap'
 import { CLI, must, run, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
@@ -217,4 +217,58 @@ t.test('check and compare: what fails has an exit code of its own', async (t) =>
   t.equal(vdiskfs(['compare', image, join(folder, 'none')]).code, 2)
   const full = run('bash', ['-c', '"$@" >/dev/full', 'bash', process.execPath, CLI, 'compare', image, image])
   t.match(full, { code: 2, err: /standard output/ })
+})
+
+t.test('info without --chain says what the image says of its parent, as qemu-img does', async (t) => {
+  const folder = temporaryFolder(t)
+  for (const [name, format] of [
+    ['gone.vhd', 'vpc'],
+    ['/nowhere/base', 'raw'],
+  ] as const) {
+    must('qemu-img', ['create', '-q', '-u', '-f', 'qcow2', '-b', name, '-F', format, 'x', '1M'], { cwd: folder })
+    for (const image of ['x', `../${basename(folder)}/x`, join(folder, 'x')]) {
+      const ours = JSON.parse(vdiskfsMust(['info', '--json', image], { cwd: folder }))
+      const theirs = JSON.parse(must('qemu-img', ['info', '--output=json', image], { cwd: folder }))
+      for (const key of ['backing-filename', 'full-backing-filename', 'backing-filename-format'])
+        t.equal(ours[key], theirs[key], `${image} ${key}`)
+      const lines = (text: string) => text.match(/^backing file.*$/gm)
+      t.same(
+        lines(vdiskfsMust(['info', image], { cwd: folder })),
+        lines(must('qemu-img', ['info', image], { cwd: folder })),
+      )
+    }
+  }
+})
+
+t.test('options that would have no effect are refused', async (t) => {
+  const folder = temporaryFolder(t)
+  const image = join(folder, 'image.qcow2')
+  vdiskfsMust(['create', '-q', '-f', 'qcow2', image, '1M'])
+  const made = join(folder, 'made')
+  for (const [words, why] of [
+    [['create', '-f', 'qcow2', '-F', 'raw', made, '1M'], /made: the format raw of a parent is given, and no parent/],
+    [['convert', '-O', 'qcow2', '-F', 'raw', image, made], /made: the format raw of a parent is given, and no parent/],
+    [['convert', '-n', '-O', 'qcow2', '-F', 'raw', image, made], /and no parent/],
+    [['bitmap', 'list', image, 'name'], /'name' is one too many/],
+    [['bitmap', 'clear', '-g', '64K', image, 'name'], /only add has -g/],
+    [['snapshot', 'list', image, 'name'], /'name' is one too many/],
+    [['info', '--log', '--chain', image], /--log or --chain/],
+  ] as const)
+    t.match(vdiskfs([...words]), { code: 2, out: '', err: why }, words.join(' '))
+  t.notOk(existsSync(made))
+  t.same(vdiskfs(['check', '-q', '--json', image]), { code: 0, out: '', err: '' })
+  t.same(JSON.parse(vdiskfsMust(['bitmap', 'add', '--json', image, 'b'])), { name: 'b' })
+  t.same(JSON.parse(vdiskfsMust(['snapshot', 'create', '--output=json', image, 's'])), { id: '1' })
+})
+
+t.test('a message names the file, whatever its name', async (t) => {
+  const folder = temporaryFolder(t)
+  mkdirSync(join(folder, 'd'))
+  t.match(vdiskfs(['info', 'd'], { cwd: folder }).err, /^vdiskfs: d: it is a directory/)
+  const there = join(folder, 'target')
+  for (const name of ['source', 'target', 'base'])
+    vdiskfsMust(['create', '-q', '-f', 'qcow2', join(folder, name), '1M'])
+  vdiskfsMust(['rebase', '-q', '-u', '-b', join(folder, 'base'), there])
+  const absent = vdiskfs(['convert', '-n', '-B', '/nowhere/x', '-O', 'qcow2', join(folder, 'source'), there])
+  t.match(absent, { code: 1, err: 'vdiskfs: cannot open /nowhere/x: no such file or directory\n' })
 })

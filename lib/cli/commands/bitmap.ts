@@ -26,6 +26,8 @@ export function run(args: Arguments, io: Io): number {
   const [action, path, name] = args.positionals as [string, string, string | undefined]
   const act = ACTIONS[action]
   if (!act) throw new VdiskError('USAGE', `bitmap ${action}: expected ${Object.keys(ACTIONS).join(', ')}`)
+  if (action === 'list' && name !== undefined) throw new VdiskError('USAGE', `bitmap list: '${name}' is one too many`)
+  if (action !== 'add' && args.has('granularity')) throw new VdiskError('USAGE', `bitmap ${action}: only add has -g`)
   const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
   act({
     path,
@@ -79,7 +81,7 @@ const PIECE = 1 << 16
 function add({ path, name, args, io, options }: Request): void {
   const text = args.value('granularity')
   const added = addBitmap(path, name, text === undefined ? undefined : parseSize(text), options)
-  io.out(`${added}\n`)
+  io.out(wantsJson(args) ? json({ name: added }) : `${added}\n`)
 }
 
 function clear(request: Request): void {

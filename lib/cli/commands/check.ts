@@ -21,8 +21,7 @@ export function run(args: Arguments, io: Io): number {
     io.err(`vdiskfs: ${path}: images of format ${report.format} have nothing to check\n`)
     return Code.NOTHING_TO_CHECK
   }
-  if (asJson) io.out(json(facts(path, report)))
-  else if (!args.has('quiet')) io.out(text(report))
+  if (!args.has('quiet')) io.out(asJson ? json(facts(path, report)) : text(report))
   return codeOf(report)
 }
 
@@ -54,6 +53,7 @@ function facts(path: string, report: CheckReport): Record<string, unknown> {
     leaks: report.leaks - report.leaksFixed,
     'corruptions-fixed': report.corruptionsFixed,
     'leaks-fixed': report.leaksFixed,
+    warnings: report.warnings,
     'allocated-clusters': totals!.allocated,
     'fragmented-clusters': totals!.fragmented,
     'compressed-clusters': totals!.compressed,

@@ -2,6 +2,7 @@
 
 import type { Facts, LogListing, LogListingEntry } from '../../formats/driver.js'
 import { chainInfo, type ImageInfo, imageInfo, imageLog } from '../../image/info.js'
+import { VdiskError } from '../../util/errors.js'
 import { formatSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
@@ -13,6 +14,7 @@ export function run(args: Arguments, io: Io): number {
   const asJson = wantsJson(args)
   const options = { format: args.value('format'), backingDirs: args.values('backing-dir'), readOnly: true }
   const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
+  if (args.has('log') && args.has('chain')) throw new VdiskError('USAGE', 'info: --log or --chain, not both')
   if (args.has('log')) {
     const log = imageLog(path, options)
     io.out(asJson ? json(log) : describeLog(log))

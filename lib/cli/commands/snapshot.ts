@@ -27,7 +27,7 @@ const ACTIONS: Readonly<Record<string, (request: Request) => void>> = {
   list,
   create: (request) => {
     const id = createSnapshot(request.path, nameOf(request), request.options)
-    request.io.out(`${id}\n`)
+    request.io.out(wantsJson(request.args) ? json({ id }) : `${id}\n`)
   },
   apply: (request) => applySnapshot(request.path, nameOf(request), request.options),
   delete: (request) => deleteSnapshot(request.path, nameOf(request), request.options),
@@ -37,6 +37,7 @@ export function run(args: Arguments, io: Io): number {
   const [action, path, name] = args.positionals as [string, string, string | undefined]
   const act = ACTIONS[action]
   if (!act) throw new VdiskError('USAGE', `snapshot ${action}: expected ${Object.keys(ACTIONS).join(', ')}`)
+  if (action === 'list' && name !== undefined) throw new VdiskError('USAGE', `snapshot list: '${name}' is one too many`)
   const warn = (text: string) => io.err(`vdiskfs: ${text}\n`)
   const options = { format: args.value('format'), backingDirs: args.values('backing-dir'), warn }
   act({ path, name, args, io, options })

@@ -10,12 +10,14 @@ import type { Header } from './header.js'
 const FORMAT_NAMES: Readonly<Record<string, string>> = { file: 'raw', host_device: 'raw' }
 const FILE_PREFIX = 'file:'
 
+const withoutPrefix = (name: string) => (name.startsWith(FILE_PREFIX) ? name.slice(FILE_PREFIX.length) : name)
+
 /**
  * The path that a name in an image stands for, relative to the image's folder.
  * @throws UNSUPPORTED for what is no file: `json:` descriptions and `nbd:` and the like
  */
 function pathOf(name: string, what: string, image: string): string {
-  const text = name.startsWith(FILE_PREFIX) ? name.slice(FILE_PREFIX.length) : name
+  const text = withoutPrefix(name)
   const colon = text.indexOf(':')
   const slash = text.indexOf('/')
   if (text === name && colon > 0 && (slash < 0 || colon < slash))
@@ -46,6 +48,7 @@ export function parentRequest(header: Header, image: string): ParentRequest | un
   const format = given === undefined || given === '' ? undefined : (FORMAT_NAMES[given] ?? given)
   return {
     name,
+    path: withoutPrefix(name),
     ...places(name, 'backing file', image),
     format,
     verify(parent, warn) {

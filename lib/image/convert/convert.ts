@@ -2,8 +2,9 @@
 
 import { realpathSync } from 'node:fs'
 import { dirname } from 'node:path'
-import { VdiskError } from '../../util/errors.js'
+import { fromSystem, VdiskError } from '../../util/errors.js'
 import { formatSize } from '../../util/sizes.js'
+import { imageFile } from '../chain.js'
 import { createImage } from '../create.js'
 import type { Image } from '../image.js'
 import { openImage, type Secret } from '../open.js'
@@ -63,6 +64,10 @@ export async function convert(source: string, target: string, options: ConvertOp
     throw new VdiskError('USAGE', `${wanted} threads: expected 1 to ${MAX_THREADS}`)
   if (options.existing && (options.options?.length ?? 0) > 0)
     throw new VdiskError('USAGE', 'options are for a new image, and the target is there already', { path: target })
+  if (options.backingFormat !== undefined && options.backing === undefined)
+    throw new VdiskError('USAGE', `the format ${options.backingFormat} of a parent is given, and no parent`, {
+      path: target,
+    })
   const { backingDirs = [], warn, snapshot, secret } = options
   const opening = { readOnly: true, format: options.sourceFormat, snapshot, backingDirs, secret, ...(warn && { warn }) }
   const threads = options.threads ?? 1 + MAX_WORKERS
@@ -104,10 +109,19 @@ function checkCompression(to: Image, { compress }: Settings): void {
     })
 }
 
+/** @throws NOT_FOUND, ACCESS */
+function realPath(path: string): string {
+  try {
+    return realpathSync(path)
+  } catch (error) {
+    throw fromSystem(error, path, 'open')
+  }
+}
+
 /** What is not copied has to be there already. @throws USAGE */
 function checkParent(to: Image, backing: string): void {
   const parent = to.layers[1]?.path
-  if (parent !== undefined && realpathSync(parent) === realpathSync(backing)) return
+  if (parent !== undefined && realPath(parent) === realPath(imageFile(backing))) return
   const found = parent === undefined ? 'no parent' : `the parent ${parent}`
   throw new VdiskError('USAGE', `it has ${found}: expected ${backing}`, { path: to.path })
 }
