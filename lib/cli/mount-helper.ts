@@ -4,9 +4,9 @@
  */
 
 import { VdiskError } from '../util/errors.js'
-import { Exit, type Io, main, processIo } from './main.js'
+import { type Io, main, processIo } from './main.js'
 
-/** What mount(8) says of exit codes: wrong usage (as of `vdiskfs mount`), and a mount that failed. */
+/** What mount(8) says of exit codes: wrong usage, and a mount that failed. */
 const EXIT = { DONE: 0, USAGE: 1, FAILED: 32 } as const
 
 /** Options of a helper that take a value, and those that do not (mount(8), "External helpers"). */
@@ -32,7 +32,7 @@ export async function mountHelper(argv: readonly string[], io: Io = processIo())
   if (call.fake) return EXIT.DONE
   const options = call.options.length > 0 ? ['-o', call.options.join(',')] : []
   const code = await main(['mount', ...options, '--', ...call.paths], io)
-  return code === Exit.DONE ? EXIT.DONE : code === Exit.USAGE ? EXIT.USAGE : EXIT.FAILED
+  return code === 0 ? EXIT.DONE : EXIT.FAILED
 }
 
 function parse(argv: readonly string[]): HelperCall {
@@ -56,7 +56,6 @@ function parse(argv: readonly string[]): HelperCall {
       if (!FLAGS.includes(letter)) throw new VdiskError('USAGE', `no option -${letter}`)
       if (letter === 'f') fake = true
       if (letter === 'r') options.push('ro')
-      if (letter === 'w') options.push('rw')
     }
   }
   if (paths.length !== 2) throw new VdiskError('USAGE', 'usage: mount.fuse.vdiskfs IMAGE MOUNTPOINT [-o OPTIONS]')

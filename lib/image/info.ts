@@ -15,6 +15,10 @@ export interface ImageInfo {
   readonly format: string
   /** Bytes on the host. */
   readonly 'actual-size': number
+  /** Bytes that are allocated together, in formats that allocate. */
+  readonly 'cluster-size'?: number
+  /** It was not closed cleanly, and its format says so by a flag. */
+  readonly 'dirty-flag': boolean
   /** There where it is true. */
   readonly encrypted?: boolean
   readonly 'backing-filename'?: string
@@ -28,11 +32,14 @@ export interface ImageInfo {
 function describe(layer: Layer, shown: string, parent: Layer | undefined): ImageInfo {
   const { format, storage, files, opened } = layer
   const facts = format.facts(opened.layout, storage, [storage, ...files])
+  const cluster = facts['cluster-size'] ?? facts['block-size']
   return {
     'virtual-size': opened.size,
     filename: shown,
     format: format.name,
     'actual-size': [storage, ...files].reduce((sum, file) => sum + file.allocated(), 0),
+    ...(typeof cluster === 'number' && { 'cluster-size': cluster }),
+    'dirty-flag': facts['dirty-flag'] === true,
     ...(facts.encrypt !== undefined && { encrypted: true }),
     ...(opened.parent && { 'backing-filename': opened.parent.name }),
     ...namedParent(opened.parent, shown),

@@ -272,3 +272,25 @@ t.test('a message names the file, whatever its name', async (t) => {
   const absent = vdiskfs(['convert', '-n', '-B', '/nowhere/x', '-O', 'qcow2', join(folder, 'source'), there])
   t.match(absent, { code: 1, err: 'vdiskfs: cannot open /nowhere/x: no such file or directory\n' })
 })
+
+t.test('info --json has the size of clusters and the dirty flag where qemu-img has them', async (t) => {
+  const folder = temporaryFolder(t)
+  for (const [format, theirName] of [
+    ['raw', 'raw'],
+    ['qcow2', 'qcow2'],
+    ['vhd', 'vpc'],
+    ['vhdx', 'vhdx'],
+  ] as const) {
+    const image = join(folder, format)
+    vdiskfsMust(['create', '-q', '-f', format, image, '8M'])
+    const ours = JSON.parse(vdiskfsMust(['info', '--json', image]))
+    const theirs = JSON.parse(must('qemu-img', ['info', '-f', theirName, '--output=json', image]))
+    for (const key of ['cluster-size', 'dirty-flag']) t.equal(ours[key], theirs[key], `${format} ${key}`)
+  }
+  const dirty = join(folder, 'qcow2')
+  const bytes = readFileSync(dirty)
+  // The first incompatible feature.
+  bytes[79]! |= 1
+  writeFileSync(dirty, bytes)
+  t.equal(JSON.parse(vdiskfsMust(['info', '--json', dirty]))['dirty-flag'], true)
+})

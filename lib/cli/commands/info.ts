@@ -55,6 +55,9 @@ const SHOWN: ReadonlySet<string> = new Set([
   'filename',
   'format',
   'actual-size',
+  // Among those of the format.
+  'cluster-size',
+  'dirty-flag',
   'backing-filename',
   'full-backing-filename',
   'backing-filename-format',
