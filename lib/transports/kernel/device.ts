@@ -9,7 +9,7 @@ import type { FileTree } from '../transport.js'
 import type { Negotiated } from './init.js'
 import { Reply } from './messages.js'
 import type { CachePolicy } from './opens.js'
-import { Parking } from './parking.js'
+import { FIRST, Parking } from './parking.js'
 import { OUT_HEADER_SIZE } from './protocol.js'
 import { Session, type SharedState } from './session.js'
 import { WorkerSlot, WorkerState } from './slots.js'
@@ -17,9 +17,6 @@ import { Splicer } from './splicer.js'
 import type { Answer } from './syncs.js'
 
 const trace = makeTrace('transport')
-
-/** The worker that is never parked. */
-const FIRST = 1
 
 export const DEVICE = '/dev/fuse'
 
@@ -70,7 +67,7 @@ export function serve(context: WorkerContext, tree: FileTree): void {
     slot.release()
     if (thread !== FIRST && parking.oneIsEnough) {
       slot.park(true)
-      parking.park()
+      parking.park(fd)
       slot.park(false)
     }
   }

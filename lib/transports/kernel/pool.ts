@@ -184,6 +184,7 @@ export class WorkerPool {
     const { EIO } = constants.errno
     if (slot.state === WorkerState.BUSY) answer(slot.uniqueFirst, slot.uniqueSecond, EIO)
     new Syncs(this.#shared.syncs, 0).abandon(thread, EIO, answer)
+    slot.clear()
     this.#options.onDeath?.(thread, reason)
     if (!serving) this.#failedStarts++
     if (!this.#unmounted && this.#failedStarts < MAX_FAILED_STARTS) this.#startWorker(thread).catch(() => {})

@@ -40,9 +40,10 @@ export class WorkerSlot {
     this.#words = new Int32Array(shared, offset, WORDS_PER_SLOT)
   }
 
-  /** By the pool, before a worker starts. */
+  /** By the pool, before a worker starts, and after it died. What was counted stays. */
   clear(): void {
-    this.#words.fill(0)
+    const words = this.#words
+    for (let word = 0; word < WORDS_PER_SLOT; word++) if (word !== TAKEN) Atomics.store(words, word, 0)
   }
 
   /** By the worker, before its first request. */
@@ -96,6 +97,12 @@ export class WorkerSlot {
     return Atomics.load(this.#words, SECOND)
   }
 
+  /** True where a worker is here that takes requests. */
+  get serving(): boolean {
+    const { state } = this
+    return state === WorkerState.IDLE || state === WorkerState.BUSY
+  }
+
   /** The kernel's id of the thread, 0 where it is not known. */
   get systemThread(): number {
     return Atomics.load(this.#words, SYSTEM_THREAD)
@@ -112,6 +119,14 @@ export function sumTaken(words: Int32Array): number {
   let sum = 0
   for (let at = TAKEN; at < words.length; at += WORDS_PER_SLOT) sum += Atomics.load(words, at)
   return sum >>> 0
+}
+
+/** How many workers are at a request; `words` are all slots. */
+export function countBusy(words: Int32Array): number {
+  let count = 0
+  for (let at = STATE; at < words.length; at += WORDS_PER_SLOT)
+    if (Atomics.load(words, at) === WorkerState.BUSY) count++
+  return count
 }
 
 function systemThreadId(): number {
