@@ -61,6 +61,14 @@ for (const options of [{}, { cachePolicy: 'direct' }, { writeback: true }] as co
     t.match(await start('truncate', '-s', '4M', raw), { code: 0 })
     const byName = 'truncate($ARGV[0], 0) or die $!'
     t.match(await start('perl', '-e', byName, raw), { code: 22, err: /Invalid argument/ }, 'truncate(2) by name')
+    const byNameAfterWriting = `open F, "+<", $ARGV[0]; syswrite F, "U"; ${byName}`
+    t.match(await start('perl', '-e', byNameAfterWriting, raw), { code: 22 }, 'by who has it open and wrote')
+    const byNameLater = `open F, "+<", $ARGV[0]; select undef, undef, undef, 1.2; ${byName}`
+    t.match(await start('perl', '-e', byNameLater, raw), { code: 22 }, 'by who has it open for a while')
+    const again = `for (1..50) { open R, "<", $ARGV[0]; sysread R, $b, 512; open W, "+>", $ARGV[0] or die $!; syswrite W, "U" }`
+    t.match(await start('perl', '-e', again, raw), { code: 0 }, 'O_TRUNC while the kernel reads ahead')
+    const muchLater = `open R, "<", $ARGV[0]; select undef, undef, undef, 1.2; open W, ">", $ARGV[0] or die $!`
+    t.match(await start('perl', '-e', muchLater, raw), { code: 0 }, 'O_TRUNC with attributes that are old')
     t.equal(await size(), 4 * MiB)
   })
 

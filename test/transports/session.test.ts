@@ -157,6 +157,25 @@ t.test('a truncation to 0 succeeds where it is the O_TRUNC of an open, and only 
   t.match(exchange(request(14, 2, '01800000 00000000', 77)), OPENED)
   t.match(exchange(request(14, 2, '00800000 00000000', 77)), OPENED, 'opened for reading since')
   t.equal(truncate(FATTR.SIZE, 77), failed(EINVAL))
+  const range = '0200000000000000 0000000000000000' // fh, offset
+  const requests: Readonly<Record<string, (pid: number) => Buffer>> = {
+    LOOKUP: (pid) => request(1, 1, '6469736b2e72617700', pid),
+    GETATTR: (pid) => request(3, 2, '00000000 00000000 0000000000000000', pid),
+    WRITE: (pid) => request(16, 2, `${range} 01000000 00000000 0000000000000000 00000000 00000000 ff`, pid),
+    FSYNC: (pid) => request(20, 2, '0200000000000000 00000000 00000000', pid),
+    FLUSH: (pid) => request(25, 2, '0200000000000000 00000000 00000000 0000000000000000', pid),
+  }
+  for (const [name, make] of Object.entries(requests))
+    for (const pid of [77, 78]) {
+      t.match(exchange(request(14, 2, '02800000 00000000', 77)), OPENED)
+      t.match(exchange(make(pid)), /^.{8}00000000/, name)
+      const answer = truncate(FATTR.SIZE, 77)
+      if (pid === 77) t.equal(answer, failed(EINVAL), `truncate(path, 0) after ${name}`)
+      else t.match(answer, TRUNCATED, `${name} of another thread`)
+    }
+  t.match(exchange(request(14, 2, '02800000 00000000', 77)), OPENED)
+  exchange(request(15, 2, `${range} 00100000 00000000 0000000000000000 00000000 00000000`, 77))
+  t.match(truncate(FATTR.SIZE, 77), TRUNCATED, 'after a READ, which may be read-ahead from before')
 })
 
 t.test('OPEN', async (t) => {

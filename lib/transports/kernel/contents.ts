@@ -154,10 +154,31 @@ const isRange = (offset: number, length: number): boolean => offset + length <= 
 export const CONTENT_OPERATIONS: OperationTable = [
   [Opcode.OPEN, { name: 'OPEN', size: OpenIn.SIZE, run: open }],
   [Opcode.READ, { name: 'READ', kind: RequestKind.READ, ranged: true, size: ReadIn.SIZE, run: read }],
-  [Opcode.WRITE, { name: 'WRITE', kind: RequestKind.WRITE, ranged: true, size: WriteIn.SIZE, run: write }],
+  [
+    Opcode.WRITE,
+    { name: 'WRITE', kind: RequestKind.WRITE, ranged: true, endsOpening: true, size: WriteIn.SIZE, run: write },
+  ],
   [Opcode.RELEASE, { name: 'RELEASE', size: ReleaseIn.SIZE, run: () => DONE }],
-  [Opcode.FLUSH, { name: 'FLUSH', kind: RequestKind.SYNC, size: FlushIn.SIZE, run: (session) => sync(session, 0) }],
-  [Opcode.FSYNC, { name: 'FSYNC', kind: RequestKind.SYNC, size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) }],
+  [
+    Opcode.FLUSH,
+    {
+      name: 'FLUSH',
+      kind: RequestKind.SYNC,
+      endsOpening: true,
+      size: FlushIn.SIZE,
+      run: (session) => sync(session, 0),
+    },
+  ],
+  [
+    Opcode.FSYNC,
+    {
+      name: 'FSYNC',
+      kind: RequestKind.SYNC,
+      endsOpening: true,
+      size: FsyncIn.SIZE,
+      run: (session) => sync(session, EINTR),
+    },
+  ],
   [
     Opcode.FSYNCDIR,
     { name: 'FSYNCDIR', kind: RequestKind.SYNC, size: FsyncIn.SIZE, run: (session) => sync(session, EINTR) },
@@ -166,7 +187,10 @@ export const CONTENT_OPERATIONS: OperationTable = [
     Opcode.SYNCFS,
     { name: 'SYNCFS', kind: RequestKind.SYNC, size: IN_HEADER_SIZE, run: (session) => sync(session, EINTR) },
   ],
-  [Opcode.FALLOCATE, { name: 'FALLOCATE', kind: RequestKind.ZERO, size: FallocateIn.SIZE, run: fallocate }],
-  [Opcode.LSEEK, { name: 'LSEEK', kind: RequestKind.SEEK, size: LseekIn.SIZE, run: lseek }],
+  [
+    Opcode.FALLOCATE,
+    { name: 'FALLOCATE', kind: RequestKind.ZERO, endsOpening: true, size: FallocateIn.SIZE, run: fallocate },
+  ],
+  [Opcode.LSEEK, { name: 'LSEEK', kind: RequestKind.SEEK, endsOpening: true, size: LseekIn.SIZE, run: lseek }],
   [Opcode.INTERRUPT, { name: 'INTERRUPT', size: InterruptIn.SIZE, silent: true, run: interrupt }],
 ]

@@ -146,11 +146,11 @@ const refuse = (name: string): Operation => ({ name, size: IN_HEADER_SIZE, run: 
 
 /** ACCESS is left out: the kernel checks permissions itself (`default_permissions`). */
 export const NODE_OPERATIONS: OperationTable = [
-  [Opcode.LOOKUP, { name: 'LOOKUP', size: NameIn.SIZE, run: lookup }],
+  [Opcode.LOOKUP, { name: 'LOOKUP', endsOpening: true, size: NameIn.SIZE, run: lookup }],
   [Opcode.FORGET, { name: 'FORGET', size: IN_HEADER_SIZE, silent: true, run: forget }],
   [Opcode.BATCH_FORGET, { name: 'BATCH_FORGET', size: IN_HEADER_SIZE, silent: true, run: forget }],
-  [Opcode.GETATTR, { name: 'GETATTR', size: GetattrIn.SIZE, run: getattr }],
-  [Opcode.STATX, { name: 'STATX', size: StatxIn.SIZE, run: statx }],
+  [Opcode.GETATTR, { name: 'GETATTR', endsOpening: true, size: GetattrIn.SIZE, run: getattr }],
+  [Opcode.STATX, { name: 'STATX', endsOpening: true, size: StatxIn.SIZE, run: statx }],
   [Opcode.SETATTR, { name: 'SETATTR', size: SetattrIn.SIZE, run: setattr }],
   [Opcode.STATFS, { name: 'STATFS', size: IN_HEADER_SIZE, run: statfs }],
   [Opcode.OPENDIR, { name: 'OPENDIR', size: OpenIn.SIZE, run: opendir }],

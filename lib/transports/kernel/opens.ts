@@ -35,7 +35,9 @@ const THREADS = 4096
  *
  * O_TRUNC arrives as an OPEN, followed by a SETATTR of size 0 from the same thread, without a file handle. It is to
  * succeed and change nothing, as on a block device. `ftruncate(fd, 0)` carries a handle, and is refused. What is left
- * is `truncate(path, 0)`, which looks exactly like an O_TRUNC but has no OPEN in front of it.
+ * is `truncate(path, 0)`, which looks exactly like an O_TRUNC but has no OPEN in front of it, or something between them. A
+ * thread that opens a file for writing, at most reads, and truncates it by name within the second for which the kernel
+ * keeps the attributes cannot be told from an O_TRUNC.
  */
 export class RecentOpens {
   readonly #threads: Int32Array
@@ -53,6 +55,13 @@ export class RecentOpens {
     const slot = pid % THREADS
     if (writing) Atomics.store(this.#threads, slot, pid)
     else Atomics.compareExchange(this.#threads, slot, pid, 0)
+  }
+
+  /** Notes that the thread `pid` did something else, so that the next truncation is none of its open. */
+  used(pid: number): void {
+    const slot = pid % THREADS
+    // On the path of each WRITE, and hardly ever so.
+    if (Atomics.load(this.#threads, slot) === pid) Atomics.compareExchange(this.#threads, slot, pid, 0)
   }
 
   /** True where a truncation to 0 by the thread `pid` belongs to its open. The kernel gives 0 for foreign pid namespaces. */

@@ -18,6 +18,11 @@ export interface Operation {
   readonly silent?: boolean
   /** Offset and size are where READ and WRITE have them; said in traces. */
   readonly ranged?: boolean
+  /**
+   * Whoever asks for it waits for it, and the kernel never asks between an OPEN and the truncation of its O_TRUNC. A READ
+   * may be read-ahead from before that OPEN, for which nobody waits.
+   */
+  readonly endsOpening?: boolean
   /** What it counts as in the statistics: a RequestKind, OTHER where nothing is said. */
   readonly kind?: number
   run(session: Session, length: number): number

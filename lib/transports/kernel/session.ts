@@ -131,6 +131,7 @@ export class Session {
       if (length < operation.size || length !== request.u32(InHeader.len)) result = -EINVAL
       else {
         try {
+          if (operation.endsOpening) this.opens.used(request.u32(InHeader.pid))
           result = operation.run(this, length)
         } catch (error) {
           result = -errnoOf(error)
