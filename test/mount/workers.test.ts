@@ -3,8 +3,9 @@
 import { closeSync, constants, fsyncSync, openSync, readdirSync, readFileSync, readSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { mountImage, needsMounts } from '../support/mounts.js'
-import { vdiskfsMust } from '../support/run.js'
+import { startTime } from '../../lib/mount/processes.js'
+import { isMounted, mountImage, needsMounts, type TestMount } from '../support/mounts.js'
+import { must, until, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
 const REQUESTS = 1000
@@ -55,3 +56,30 @@ t.test('one client that syncs has one worker, one that reads two', needsMounts, 
   t.equal(awake(pid, sync), 1, 'and again')
   closeSync(fd)
 })
+
+for (const workers of [1, 3, 8])
+  t.test(`however it ends while workers are parked: ${workers} of them`, needsMounts, async (t) => {
+    const ends: Readonly<Record<string, (mount: TestMount) => void>> = {
+      'vdiskfs umount': (mount) => mount.umount(),
+      'umount -f': ({ mountpoint }) => void must('umount', ['-f', mountpoint]),
+      SIGTERM: ({ pid }) => void process.kill(pid, 'SIGTERM'),
+      SIGKILL: ({ pid }) => void process.kill(pid, 'SIGKILL'),
+    }
+    for (const [name, end] of Object.entries(ends)) {
+      const image = join(temporaryFolder(t), 'disk.qcow2')
+      vdiskfsMust(['create', '-q', '-f', 'qcow2', image, '64M'])
+      const mount = mountImage(t, image, ['--workers', String(workers)])
+      const fd = openSync(mount.raw, 'r+')
+      for (let i = 0; i < 100; i++) {
+        writeSync(fd, Buffer.alloc(65536, 7), 0, 65536, i * 65536)
+        fsyncSync(fd)
+      }
+      closeSync(fd)
+      end(mount)
+      await until(`${name} ends the server`, () => startTime(mount.pid) === undefined)
+      if (name === 'SIGKILL') vdiskfs(['umount', mount.mountpoint])
+      t.notOk(isMounted(mount.mountpoint), name)
+      const pattern = ['-f', 'qcow2', '-c', `read -P 7 0 ${100 * 65536}`, image]
+      t.notMatch(must('qemu-io', pattern), /Pattern verification failed/, 'what was synced is there')
+    }
+  })

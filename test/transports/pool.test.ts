@@ -42,7 +42,7 @@ function setUp(
   const until = async (condition: () => boolean) => {
     while (!condition()) await sleep(5)
   }
-  return { pool, fd, starts, deaths, tell, answers, until }
+  return { pool, fd, starts, command, deaths, tell, answers, until }
 }
 
 t.test('a worker that dies in a request: EIO in its place, and another worker', async (t) => {
@@ -161,6 +161,22 @@ t.test('who is parked while the others are at work comes back when there are no 
   await until(() => starts[0] === 1)
   clearInterval(stop)
   tell(1, 3)
+  tell(2, 3)
+  await pool.ended
+})
+
+t.test('nobody parks where the first worker died and cannot be replaced', async (t) => {
+  const { pool, starts, command, deaths, tell, until } = setUp(t, { initial: 3, pipe: true })
+  await pool.start()
+  command[0] = 1
+  tell(3, 2)
+  await until(() => deaths.length === 4)
+  t.equal(starts[3], 4, 'tried three times')
+  tell(1, 2)
+  await until(() => pool.size === 1)
+  t.equal(starts[1], 1)
+  tell(2, 6)
+  await until(() => starts[0] === 1)
   tell(2, 3)
   await pool.ended
 })
