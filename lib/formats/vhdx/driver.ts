@@ -233,9 +233,12 @@ export class BlockDriver implements Driver {
     for (let block = first; block < end; block++) {
       const index = payloadIndex(this.#layout, block)
       const state = this.#bat.state(index)
-      if (hasData(state)) this.#placeOf(block, index)
-      else if (!READS_ZEROS[state]) throw unknownState(this.#layout, block, state)
+      if (hasData(state)) {
+        // What a device has of its last block is too little for any other, and for itself when it is taken again.
+        if (this.#placeOf(block, index) + blockSize > this.#state[State.LIMIT]!) end = block
+      } else if (!READS_ZEROS[state]) throw unknownState(this.#layout, block, state)
     }
+    if (end === first) return 0
     this.#releaseBlocks(first, end)
     return Math.min(end * blockSize, offset + length) - offset
   }

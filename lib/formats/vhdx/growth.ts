@@ -42,8 +42,9 @@ export class Growth {
     // It may lie in a hole, where the file was copied; a commit is not to fail for that.
     storage.reserve(logOffset, logLength)
     const { end, gaps } = scanTable(this.#layout, storage, size)
-    const limit = Math.max(size, end)
-    // The space of a block that the file ends inside of may become that of another one, which needs all of it.
+    // The space of a block that the file ends inside of may become that of another one, which needs all of it. A device
+    // has what it has: there such a block keeps its space (see `release`).
+    const limit = storage.fixedSize ? size : Math.max(size, end)
     if (size < limit) storage.truncate(limit)
     this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: this.#layout.nextDataWriteGuid })
     // A crash may have left data there that nothing refers to.

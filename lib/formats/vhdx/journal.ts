@@ -196,7 +196,8 @@ export class Journal {
       sequence,
       guid: formatGuid(new Uint8Array(guid.buffer), 'mixed'),
       fileSize: limit,
-      end: next,
+      // A device may end inside of the last block: nobody is to make it longer for a replay.
+      end: Math.min(next, limit),
     }
     const offsets = pages.map(({ offset }) => offset)
     encodeEntry(entry, header, offsets)

@@ -65,7 +65,9 @@ export class LoggedPages {
     offsets.forEach((offset, i) => {
       entry.set(this.#pages.get(offset)!, LOG_SECTOR * (1 + i))
     })
-    encodeEntry(entry, { tail: 0, sequence: 1, guid, fileSize: storage.size(), end }, offsets)
+    const fileSize = storage.size()
+    // A device may end inside of the last block: nobody is to make it longer for a replay.
+    encodeEntry(entry, { tail: 0, sequence: 1, guid, fileSize, end: Math.min(end, fileSize) }, offsets)
     barrier()
     storage.write(entry, 0, entry.length, header.logOffset)
     barrier()

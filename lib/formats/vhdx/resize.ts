@@ -75,6 +75,8 @@ class Enlargement {
   readonly #free: number
   /** End of what is in use, with what is new. */
   #end: number
+  /** What of that a device must have: of the last block, which has to be the last in the file, the disk's bytes do. */
+  #least = 0
 
   constructor(layout: VhdxLayout, storage: Storage, geometry: Geometry, regions: Regions, end: number) {
     this.#old = layout
@@ -100,7 +102,8 @@ class Enlargement {
     this.#newEntries()
     this.#restOfLastBlock()
     // Never shorter: what is behind the end may be in use again when the log is replayed.
-    if (storage.size() < this.#end) storage.truncate(this.#end)
+    const least = storage.fixedSize && this.#end === this.#free ? this.#least : this.#end
+    if (storage.size() < least) storage.truncate(least)
     putSize(this.#pages, storage, this.#regions, this.#new.size)
     if (this.#moves) this.#putRegions()
     this.#pages.commit(this.#old, this.#end)
@@ -201,6 +204,7 @@ class Enlargement {
     const { state, place } = this.#entry(payloadIndex(this.#old, block))
     const hasData = state === Payload.FULLY_PRESENT || state === Payload.PARTIALLY_PRESENT
     if (hasData) {
+      this.#least = place + Math.min(blockSize, this.#new.size - block * blockSize)
       this.#storage.zero(place + used, blockSize - used)
       // A file may end inside of its last block.
       this.#end = Math.max(this.#end, place + blockSize)

@@ -197,6 +197,33 @@ t.test('a differencing disk that was smaller than its parent does not show more 
   }
 })
 
+t.test('a device that ends inside of the last block: that block grows as far as the device goes', async (t) => {
+  const memory = MemoryStorage.create({ path: 'image.vhdx' })
+  const options = parseOptions('vhdx', vhdx.createOptions, ['block_size=8M'])
+  vhdx.create({ storage: memory, path: '/image.vhdx', size: 2 * MiB, options, backing: undefined })
+  const disk = openStorages([memory])
+  disk.write(new Uint8Array(2 * MiB).fill(1), 0, 2 * MiB, 0)
+  disk.finish()
+  const { offset } = disk.map(0, 1)
+  memory.truncate(offset! + 3 * MiB)
+  const recorder = new Recorder()
+  const device = recorder.record(new Device(memory))
+  t.throws(() => vhdx.resize!(layoutOf(device), [device], 4 * MiB, NO_HELP), { code: 'NO_SPACE' })
+  vhdx.resize!(layoutOf(device), [device], 3 * MiB, NO_HELP)
+  for (let moment = 0; moment <= recorder.length; moment++) {
+    const image = openStorages([new Device(recorder.prefix(moment)[0]!)])
+    const bytes = new Uint8Array(image.size)
+    image.read(bytes, 0, image.size, 0)
+    image.finish()
+    t.equal(
+      bytes.findIndex((byte, i) => byte !== (i < 2 * MiB ? 1 : 0)),
+      -1,
+      `${moment}: ${bytes.length} bytes`,
+    )
+  }
+  t.equal(layoutOf(device).size, 3 * MiB)
+})
+
 t.test('on a block device what is not used any more becomes zeros', async (t) => {
   const parent = { path: '/parent.vhdx', format: 'vhdx', layout: layoutOf(windowsImage()), size: 6 * MiB, mtimeMs: 0 }
   const cases: readonly [string, typeof parent | undefined, number, (device: Device) => void][] = [

@@ -6,6 +6,7 @@ import type { Image } from '../../../lib/image/image.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { FaultStorage } from '../../../lib/storage/fault.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
+import { Recorder } from '../../../lib/storage/recording.js'
 import { Device } from '../../support/device.js'
 import {
   At,
@@ -172,6 +173,56 @@ t.test('the space of a block that the file ends inside of is whole when it is us
   image.close()
   expectHalves(t, storage, 2, 0)
 })
+
+t.test('a device that ends inside of the last block takes what the guest has, through crashes too', async (t) => {
+  const memory = cutShort()
+  const recorder = new Recorder()
+  const device = recorder.record(new Device(memory))
+  const image = openStorages([device])
+  fill(image, 8 * MiB, 4 * MiB, 3)
+  image.zero(8 * MiB, MiB, true)
+  image.flush()
+  // It would be given to another block, or come back without its end.
+  image.zero(8 * MiB, 4 * MiB, true)
+  image.flush()
+  t.equal(u64At(memory, OUR_BAT + 8), entry(6, 4), 'its block keeps its space')
+  t.throws(() => fill(image, 0, 512, 2), { code: 'NO_SPACE' })
+  fill(image, 8 * MiB, 4 * MiB, 1)
+  expectReplays(t, recorder)
+  image.close()
+  expectHalves(t, memory, 0, 1)
+})
+
+t.test('a device with room for a block more, and not for the rest of the last one', async (t) => {
+  const memory = newImage(20 * MiB, ['block_size=8M'])
+  const image = openStorages([memory])
+  fill(image, 0, 512, 2)
+  fill(image, 16 * MiB, 4 * MiB, 1)
+  image.close()
+  memory.truncate(16 * MiB)
+  const recorder = new Recorder()
+  const device = openStorages([recorder.record(new Device(memory))])
+  device.zero(0, 8 * MiB, true)
+  device.flush()
+  fill(device, 8 * MiB, 8 * MiB, 3)
+  device.flush()
+  expectReplays(t, recorder)
+  device.close()
+  t.same([u64At(memory, OUR_BAT + 8), u64At(memory, OUR_BAT + 16)], [entry(6, 4), entry(6, 12)])
+})
+
+/** That every state that a crash leaves opens on a device of that size, where a log is replayed. */
+function expectReplays(t: Test, recorder: Recorder): void {
+  for (let moment = 0; moment <= recorder.length; moment++) {
+    const device = new Device(recorder.prefix(moment)[0]!)
+    try {
+      openStorages([device]).close()
+    } catch (error) {
+      return void t.fail(`${moment}: ${error}`)
+    }
+  }
+  t.pass(`${recorder.length} states`)
+}
 
 /** That the blocks of such a disk have these bytes. */
 function expectHalves(t: Test, storage: MemoryStorage, first: number, second: number): void {
