@@ -1,4 +1,4 @@
-/** Giving back what a storage has behind its last used byte, where a block device keeps its length. */
+/** The end of a storage: giving back what lies behind the last used byte, where a block device keeps its length. */
 
 import type { Storage } from './storage.js'
 
@@ -10,6 +10,11 @@ export function shorten(storage: Storage, size: number): boolean {
   if (storage.fixedSize || storage.size() <= size) return false
   storage.truncate(size)
   return true
+}
+
+/** Where places for something new end, in bytes: nowhere, but on a block device, which cannot grow. */
+export function placesEnd(storage: Storage): number {
+  return storage.fixedSize ? storage.size() : Number.POSITIVE_INFINITY
 }
 
 /** Takes away what is behind `end`, if anything: what is not cut off reads as zeros. */

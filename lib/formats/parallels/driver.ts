@@ -12,6 +12,7 @@
  * count everything as changed, so a bit never has to be on disk in front of its data.
  */
 
+import { placesEnd } from '../../storage/shorten.js'
 import { VdiskError } from '../../util/errors.js'
 import { MiB } from '../../util/sizes.js'
 import { type Allocation, type Driver, type Extent, type FileRef, Kind, type LayerContext } from '../driver.js'
@@ -186,13 +187,16 @@ export class ImageDriver implements Driver {
     const stop = Math.min(whole, bat.pageEnd(first))
     // Looked at first: a change that has begun must not miss.
     const places: number[] = []
-    for (let index = first; index < stop; index++) places.push(bat.at(index))
-    bat.touch(first, stop - first)
+    // What a device has of its last cluster is too little for any other: that stays where it is.
+    const last = placesEnd(this.#file.storage) - c
+    for (let index = first; index < stop && bat.at(index) <= last; index++) places.push(bat.at(index))
+    if (places.length === 0) return 0
+    bat.touch(first, places.length)
     places.forEach((host, i) => {
       if (host !== 0) bat.set(first + i, 1, 0)
     })
     this.#free(places)
-    return Math.min(stop * c, this.size) - offset
+    return Math.min((first + places.length) * c, this.size) - offset
   }
 
   /** Frees clusters; neighbours together, because the list of freed space is bounded. */

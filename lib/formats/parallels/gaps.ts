@@ -4,6 +4,7 @@
  */
 
 import { Region } from '../../metadata/region.js'
+import { placesEnd } from '../../storage/shorten.js'
 import { makeTrace } from '../../util/trace.js'
 import type { LayerContext } from '../driver.js'
 import type { Bat } from './bat.js'
@@ -26,7 +27,9 @@ export function findGaps(layout: ImageLayout, context: LayerContext, bat: Bat): 
   const { dataStart, clusterSize } = layout.geometry
   const floor = state[State.FLOOR]!
   const unknown = layout.extension?.opaque || metadata.threads > INFLIGHT_SLOTS
-  const clusters = unknown ? 0 : (floor - dataStart) / clusterSize
+  // What a device has behind its last whole cluster is no gap.
+  const end = Math.min(floor, placesEnd(context.files[0]!.storage))
+  const clusters = unknown ? 0 : Math.max(0, Math.floor((end - dataStart) / clusterSize))
   // From here on nobody takes freed space: what is taken already is in the slots or in the BAT.
   const inFlight = metadata.exclusive(() => {
     state[State.SEARCH] = clusters > 0 ? Search.RUNNING : Search.DONE

@@ -8,6 +8,7 @@
  */
 
 import { Region } from '../../metadata/region.js'
+import { placesEnd } from '../../storage/shorten.js'
 import type { LayerContext } from '../driver.js'
 import { compressedLength, compressedOffset, hostOffset, isCompressed } from './entries.js'
 import type { Guard } from './guard.js'
@@ -53,6 +54,11 @@ export class Clusters {
     if (this.taken < 1) return -1
     state[State.NEXT] = offset + this.taken * clusterSize
     return offset
+  }
+
+  /** See the function of that name, of the image's own file. */
+  get placesEnd(): number {
+    return placesEnd(this.#context.files[0]!.storage)
   }
 
   /** Frees clusters that nothing else uses. Exclusive lock. */
@@ -133,7 +139,9 @@ export class Clusters {
     if (Math.floor(state[State.PACKED]! / clusterSize) === cluster) state[State.PACKED] = 0
     // It may have been a table.
     this.#freed.move(offset, offset + clusterSize).drop()
-    this.free(offset, clusterSize)
+    // What a device has of its last cluster is too little for another one.
+    if (offset + clusterSize > this.placesEnd) this.#refcounts.set(cluster, 0)
+    else this.free(offset, clusterSize)
   }
 
   /** Freed ranges whose refcounts are to be cleared now, because the list is filling. What that needs is cached then. */

@@ -113,6 +113,7 @@ export class Zeroing {
     const owned: number[] = []
     const shared: (readonly [hi: number, lo: number])[] = []
     let end = first
+    const last = this.#clusters.placesEnd - clusterSize
     // Looked at first: a change that has begun must not miss.
     for (let ranges = 0; end < stop && ranges < STEP && shared.length < STEP / 2; end++) {
       tables.look(end)
@@ -129,6 +130,8 @@ export class Zeroing {
           host % clusterSize === 0 &&
           this.#refcounts.get(host / clusterSize) === 1 &&
           this.#clusters.isData(host / clusterSize)
+        // What a device has of its last cluster is too little for any other: that stays where it is.
+        if (alone && host > last) break
         if (alone) {
           if (owned.at(-1) !== host - clusterSize) ranges++
           owned.push(host)

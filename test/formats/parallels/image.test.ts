@@ -4,6 +4,7 @@ import t from 'tap'
 import { parallels } from '../../../lib/formats/parallels/format.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
+import { Device } from '../../support/device.js'
 import { CLOSED, fromCorpus, type ImageParts, imageBytes, KiB, needsCorpus, OPEN } from './bytes.js'
 
 const CLUSTER = 64 * KiB
@@ -188,6 +189,29 @@ t.test('a file that ends inside its last cluster', async (t) => {
   disk.write(Buffer.alloc(10, 5), 0, 10, CLUSTER)
   disk.close()
   t.equal(bat(storage, 1), 2, 'the next cluster begins where that one would end')
+})
+
+t.test('a device that ends inside its last cluster: nothing else is put there', async (t) => {
+  const storage = image({ bat: [1, 0, 0], size: CLUSTER + 1000 })
+  const device = new Device(storage)
+  const disk = openStorages([device])
+  t.throws(() => disk.write(Buffer.alloc(10, 5), 0, 10, CLUSTER), { code: 'NO_SPACE' })
+  disk.write(Buffer.alloc(1000, 6), 0, 1000, 0)
+  disk.zero(0, CLUSTER, true)
+  disk.flush()
+  t.throws(() => disk.write(Buffer.alloc(10, 5), 0, 10, CLUSTER), { code: 'NO_SPACE' })
+  disk.write(Buffer.alloc(1000, 7), 0, 1000, 0)
+  disk.close()
+  t.same([bat(storage, 0), bat(storage, 1)], [1, 0])
+  const free = image({ bat: [0, 0, 0], size: CLUSTER + 1000 })
+  const other = openStorages([new Device(free)])
+  t.throws(
+    () => other.write(Buffer.alloc(10, 5), 0, 10, CLUSTER),
+    { code: 'NO_SPACE' },
+    'a part of a cluster is no gap',
+  )
+  other.close()
+  t.same([bat(free, 0), bat(free, 1)], [0, 0])
 })
 
 t.test('left in use: read as it is; written after a check that finds no more than leaks', async (t) => {

@@ -5,8 +5,10 @@ import { join } from 'node:path'
 import t from 'tap'
 import { createImage } from '../../../lib/image/create.js'
 import { Image } from '../../../lib/image/image.js'
-import { openImage } from '../../../lib/image/open.js'
+import { openImage, openStorages } from '../../../lib/image/open.js'
+import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { randomFrom } from '../../metadata/fixtures/metadata.js'
+import { Device } from '../../support/device.js'
 import { attachLoop, needsMounts } from '../../support/mounts.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
@@ -190,6 +192,29 @@ t.test('a file that ends inside of its last cluster', async (t) => {
   scribble(path, model, 30, randomFrom(3))
   qemuCheck(path)
   t.ok(asQemuReads(path).equals(model))
+})
+
+t.test('a device that ends inside of the last cluster: nothing else is put there', async (t) => {
+  const folder = temporaryFolder(t)
+  const path = qemuCreate(folder, 'i.qcow2', 1024 * MiB)
+  qemuIo(path, 'write -P 4 0 64k')
+  const contents = readFileSync(path)
+  const memory = MemoryStorage.create({ contents: contents.subarray(0, contents.length - 60_000) })
+  const disk = openStorages([new Device(memory)])
+  disk.zero(0, 65536, true)
+  disk.flush()
+  // The table of another part of the disk would come there, and no commit could write it.
+  t.throws(() => disk.write(Buffer.alloc(10, 5), 0, 10, 1023 * MiB), { code: 'NO_SPACE' })
+  disk.write(Buffer.alloc(1000, 7), 0, 1000, 0)
+  disk.flush()
+  const found = Buffer.alloc(1024)
+  disk.read(found, 0, 1024, 0)
+  t.ok(found.equals(Buffer.concat([Buffer.alloc(1000, 7), Buffer.alloc(24)])))
+  disk.close()
+  const bytes = new Uint8Array(memory.size())
+  memory.read(bytes, 0, bytes.length, 0)
+  writeFileSync(path, bytes)
+  qemuCheck(path)
 })
 
 t.test('autoclear bits that are not known go with the first write, and not before', async (t) => {
