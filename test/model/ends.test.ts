@@ -1,0 +1,13 @@
+import t from 'tap'
+import { oddVariants } from './cut-short.js'
+import { liveAtEnd, PLACES } from './ends.js'
+
+const SEEDS = 6
+const STEPS = 25
+
+for (const variant of oddVariants)
+  t.test(`random operations on ${variant.name} that ends inside of its last block`, async (t) => {
+    for (const place of PLACES)
+      for (let seed = 1; seed <= SEEDS; seed++)
+        t.notOk(liveAtEnd(variant, place, seed, STEPS)?.replace(/^none$/, ''), `${place}, seed ${seed}`)
+  })
