@@ -7,6 +7,7 @@ import type { Format } from '../../lib/formats/driver.js'
 import { openStorages } from '../../lib/image/open.js'
 import type { Storage } from '../../lib/storage/storage.js'
 import { VdiskError } from '../../lib/util/errors.js'
+import { cutShort, onDevice } from '../model/cut-short.js'
 import { type Chain, createInMemory, randomBytes, secret, type Variant } from '../model/variants.js'
 
 const SECTOR = 512
@@ -20,6 +21,8 @@ export interface Beginning extends Chain {
 
 export interface Life {
   readonly name: string
+  /** It takes long, and is left out of the tests. */
+  readonly long?: boolean
   /** @returns undefined where this kind of image cannot have it */
   begin(variant: Variant, random: () => number): Beginning | undefined
 }
@@ -96,8 +99,19 @@ function withBitmap(variant: Variant, random: () => number): Beginning | undefin
   return { ...chain, keeps }
 }
 
+/** What a device has more than the image that was put on it: room for all blocks of the small disks. */
+const MORE = 10 * 2 ** 20
+
+function onRoomyDevice(variant: Variant, random: () => number): Beginning | undefined {
+  const chain = cutShort(variant, random, true)
+  const device = chain && onDevice(variant, chain.storages[0]!, MORE).size()
+  return chain && { ...chain, device }
+}
+
 export const lives: readonly Life[] = [
   { name: 'plain', begin: createInMemory },
   { name: 'with a snapshot', begin: withSnapshot },
   { name: 'with a bitmap', begin: withBitmap },
+  { name: 'ending inside of its last block', begin: cutShort, long: true },
+  { name: 'ending inside of its last block, on a device', begin: onRoomyDevice },
 ]

@@ -32,6 +32,7 @@ type Results = Generator<string | undefined>
 export function* sweepLives(variant: Variant, seed: number, plan: Plan): Results {
   let count = 0
   for (const life of lives) {
+    if (life.long && !plan.long) continue
     const recorded = recordLife(variant, life, seed, plan.operations)
     if (!recorded) continue
     for (const state of statesOf(recorded, plan.losses.life)) {
