@@ -3,7 +3,9 @@
  * makes it a part of the disk. So no crash shows it.
  */
 
+import { placesEnd } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
+import { VdiskError } from '../../util/errors.js'
 import type { ByteRange, ResizeHelp } from '../driver.js'
 import { Edit } from './edit.js'
 import { COPIED, hostOffset, isCompressed, ZERO } from './entries.js'
@@ -21,7 +23,7 @@ interface TailContext extends ResizeHelp {
 
 /**
  * @param size bytes that the disk is to have, more than it has
- * @throws CORRUPT where the image has faults; what writing to the disk throws
+ * @throws CORRUPT where the image has faults; NO_SPACE where a device ends too early; what writing to the disk throws
  */
 export function clearTail(context: TailContext, size: number): void {
   const { layout, storage, dataFile } = context
@@ -35,7 +37,7 @@ export function clearTail(context: TailContext, size: number): void {
 }
 
 /** @returns false where it has to be written as the disk's data is */
-function clearInPlace(context: TailContext, { start }: ByteRange): boolean {
+function clearInPlace(context: TailContext, { start, length }: ByteRange): boolean {
   const { storage, dataFile, layout } = context
   const { clusterSize } = layout
   const edit = new Edit(storage)
@@ -53,9 +55,19 @@ function clearInPlace(context: TailContext, { start }: ByteRange): boolean {
   if (header.cryptMethod !== Crypt.NONE) return zeros
   const rest = clusterSize - within
   if (dataFile) dataFile.zero(start, Math.max(0, Math.min(dataFile.size(), start + rest) - start))
-  else if (edit.references(host) === 1) storage.zero(host + within, rest)
-  else return zeros
+  else if (edit.references(host) === 1) {
+    refuseCut(storage, host + within + length)
+    storage.zero(host + within, rest)
+  } else return zeros
   return true
+}
+
+/** What the disk gets of its last cluster has to be on the device: nobody could write it. */
+function refuseCut(storage: Storage, end: number): void {
+  const device = placesEnd(storage)
+  if (end <= device) return
+  const text = `its last cluster would be in use up to byte ${end}, and the device ends at ${device}`
+  throw new VdiskError('NO_SPACE', text, { path: storage.path, errno: 'ENOSPC' })
 }
 
 /** The L2 entry of the cluster that has byte `at` of the disk in it. */

@@ -1,12 +1,13 @@
 import { readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { parseOptions } from '../../../lib/formats/options.js'
 import { checkImage as checkStorage } from '../../../lib/formats/qcow2/check.js'
 import { qcow2 } from '../../../lib/formats/qcow2/format.js'
 import { addBitmap } from '../../../lib/image/bitmaps.js'
 import { checkImage } from '../../../lib/image/check.js'
-import { openImage, openStorages } from '../../../lib/image/open.js'
-import { resizeImage } from '../../../lib/image/resize.js'
+import { layersOver, openImage, openStorages } from '../../../lib/image/open.js'
+import { resizeImage, resizeLayer } from '../../../lib/image/resize.js'
 import { createSnapshot } from '../../../lib/image/snapshots.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Recorder } from '../../../lib/storage/recording.js'
@@ -271,4 +272,30 @@ t.test('crashes while the size changes: the old size or the new one, and all its
     t.same(wrong, [], options)
     t.same(sizes, new Set([1025 * KiB, after]), options)
   }
+})
+
+t.test('a device that ends inside of the last cluster: the disk does not grow over what is not there', async (t) => {
+  const memory = MemoryStorage.create({ path: 'image' })
+  const options = parseOptions('qcow2', qcow2.createOptions, [])
+  qcow2.create({ storage: memory, path: '/image', size: 68 * KiB, options, backing: undefined })
+  const disk = openStorages([memory])
+  disk.write(Uint8Array.of(1), 0, 1, 0)
+  disk.write(new Uint8Array(4 * KiB).fill(1), 0, 4 * KiB, 64 * KiB)
+  // Room for a new table.
+  disk.zero(0, 64 * KiB, true)
+  const { offset } = disk.map(64 * KiB, 1)
+  disk.finish()
+  memory.truncate(offset! + 8 * KiB)
+  const device = new Device(memory)
+  const resize = (size: number) => {
+    const [layer] = layersOver([device])
+    resizeLayer(layer!, size, () => [])
+  }
+  t.throws(() => resize(80 * KiB), { code: 'NO_SPACE', message: /last cluster/ })
+  t.equal(layersOver([device])[0]!.opened.size, 68 * KiB)
+  resize(72 * KiB)
+  const larger = openStorages([device])
+  larger.write(new Uint8Array(4 * KiB).fill(2), 0, 4 * KiB, 68 * KiB)
+  larger.flush()
+  larger.finish()
 })
