@@ -68,16 +68,14 @@ const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
  */
 async function runChild(config: ServerConfig, log: number, warn: (message: string) => void) {
   // The arguments are for those who look at the list of processes.
-  const child = spawn(
-    process.execPath,
-    [`--v8-pool-size=${COMPILERS}`, SERVER, config.image, config.mountpoint ?? 'attached'],
-    {
-      argv0: 'vdiskfs',
-      cwd: '/',
-      detached: true,
-      stdio: ['pipe', log, log, 'pipe'],
-    },
-  )
+  const child = spawn(process.execPath, [SERVER, config.image, config.mountpoint ?? 'attached'], {
+    argv0: 'vdiskfs',
+    cwd: '/',
+    // Not in the arguments, where people look for the image. What the user says comes behind, and wins.
+    env: { ...process.env, NODE_OPTIONS: `--v8-pool-size=${COMPILERS} ${process.env.NODE_OPTIONS ?? ''}` },
+    detached: true,
+    stdio: ['pipe', log, log, 'pipe'],
+  })
   const exited = new Promise<string>((resolve, reject) => {
     child.on('error', reject)
     child.on('exit', (code, signal) => resolve(signal ?? `exit code ${code}`))

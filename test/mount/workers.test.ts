@@ -1,6 +1,7 @@
 /** Which of a mount's workers serve whom. */
 
 import { closeSync, constants, fsyncSync, openSync, readdirSync, readFileSync, readSync, writeSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { startTime } from '../../lib/mount/processes.js'
@@ -83,3 +84,14 @@ for (const workers of [1, 3, 8])
       t.notMatch(must('qemu-io', pattern), /Pattern verification failed/, 'what was synced is there')
     }
   })
+
+t.test('the server compiles on as many threads as there are cores beside a worker', needsMounts, async (t) => {
+  const image = join(temporaryFolder(t), 'disk.qcow2')
+  vdiskfsMust(['create', '-q', '-f', 'qcow2', image, '64M'])
+  process.env.NODE_OPTIONS = '--no-warnings'
+  const { pid } = mountImage(t, image)
+  delete process.env.NODE_OPTIONS
+  const environment = readFileSync(`/proc/${pid}/environ`, 'utf8').split('\0')
+  const threads = Math.max(1, Math.min(4, availableParallelism() - 1))
+  t.ok(environment.includes(`NODE_OPTIONS=--v8-pool-size=${threads} --no-warnings`), "the user's options come last")
+})
