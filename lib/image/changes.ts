@@ -20,6 +20,8 @@ export class Changes {
     metadata.growth.acquire()
     try {
       if (metadata.begun) return
+      // An attempt that failed may have said already what is free; said twice, it would be given out twice.
+      metadata.space.forget()
       this.#top.beginWriting?.()
       metadata.begin()
     } finally {

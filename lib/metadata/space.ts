@@ -140,6 +140,13 @@ export class SpaceList {
     this.#lock.releaseExclusive()
   }
 
+  /** Forgets what is ready, before it is looked for once more. No lock held. */
+  forget(): void {
+    this.#lock.acquireExclusive()
+    this.#v.control[Control.SPACE_READY] = 0
+    this.#lock.releaseExclusive()
+  }
+
   /** Calls back for every range that was freed and not taken again, whatever it waits for. No lock held. */
   each(visit: (offset: number, length: number) => void): void {
     const v = this.#v

@@ -4,12 +4,13 @@ import { openStorages } from '../../lib/image/open.js'
 import { FaultStorage } from '../../lib/storage/fault.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import type { Storage } from '../../lib/storage/storage.js'
-import { BLOCK, type Block, called, faults, makeImage, noting, register } from './fixtures/blocks.js'
+import { BLOCK, type Block, called, faults, found, makeImage, noting, register } from './fixtures/blocks.js'
 
 register()
 t.beforeEach(() => {
   called()
-  Object.assign(faults, { prepare: false, release: true })
+  Object.assign(faults, { prepare: false, release: true, begin: false })
+  found.gap = undefined
 })
 
 const filled = (byte: number, length = BLOCK) => new Uint8Array(length).fill(byte)
@@ -364,4 +365,16 @@ t.test('the host is told early to write back where syncs come often, and only th
   begun = 0
   t.equal(write(20), 0, 'the last sync came late')
   image.close()
+})
+
+t.test('free space that an attempt to begin found before it failed is given out once', async (t) => {
+  const { image } = open(['absent'])
+  found.gap = [64 * BLOCK, BLOCK]
+  faults.begin = true
+  for (let times = 0; times < 2; times++) t.throws(() => image.write(filled(7), 0, BLOCK, 0), { code: 'IO' })
+  faults.begin = false
+  image.write(filled(7), 0, BLOCK, 0)
+  const { metadata, space } = found.context!
+  const taken = [1, 2].map(() => metadata.exclusive(() => space!.take(BLOCK)))
+  t.same(taken, [64 * BLOCK, -1])
 })
