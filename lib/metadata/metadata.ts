@@ -16,6 +16,12 @@ import { Control, HITS_STRIDE, type SharedShape, type SharedViews, viewShared } 
 import { SpaceList } from './space.js'
 import { WriteBack } from './write-back.js'
 
+/**
+ * Of the pages so many may be dirty, or about to be. The largest change of a format is 130 sectors, which could lie in as
+ * many pages (the bitmap of a VHDX block of 256 MiB, and its entries), and the smallest cache has 256 pages.
+ */
+const DIRTY_PART = 5 / 8
+
 /** What `Metadata.counts` tells, since the image was opened. */
 export interface MetadataCounts {
   /** Fields that were found in the cache, and pages that were not there and had to be read. */
@@ -83,7 +89,7 @@ export class Metadata {
     )
     this.#committer = new Committer(this, views, files, writable, writeOut)
     this.#sectorLimit = views.stagedFile.length
-    this.#pageLimit = shape.pages / 2
+    this.#pageLimit = shape.pages * DIRTY_PART
   }
 
   /** The layer's numbers, shared by all threads. */

@@ -332,3 +332,14 @@ t.test('a differencing disk of Hyper-V: its bitmaps', needsCorpus, async (t) => 
     blocks: { 'partially-present': 32, 'sector-bitmaps': 2, 'not-present': 4064 },
   })
 })
+
+t.test('the largest blocks with the smallest cache', async (t) => {
+  const folder = temporaryFolder(t)
+  const [parent, child] = [join(folder, 'parent.vhdx'), join(folder, 'child.vhdx')]
+  createImage(parent, { format: 'vhdx', size: 300 * MiB })
+  createImage(child, { format: 'vhdx', backing: parent, options: ['block_size=256M'] })
+  const image = openImage(child, { cacheSize: MiB })
+  image.write(new Uint8Array(4096).fill(7), 0, 4096, 8192)
+  image.close()
+  t.same(read(child, 8192, 4097), [...new Uint8Array(4096).fill(7), 0])
+})
