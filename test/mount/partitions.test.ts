@@ -94,6 +94,27 @@ t.test('what is written through one is read through the other at once', needsMou
   t.equal(byteAt(opened(t, image, constants.O_RDONLY), start), 9)
 })
 
+for (const transport of ['kernel', 'fuse-native'])
+  t.test(`what O_DSYNC wrote is there after a kill: ${transport}`, needsMounts, async (t) => {
+    const image = join(temporaryFolder(t), 'disk.qcow2')
+    must('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', partitioned(t, GPT), image])
+    const mount = mountImage(t, image, ['--partitions', '--transport', transport])
+    const { pid } = listedAt(mount.mountpoint)!
+    const fd = openSync(mount.raw, constants.O_WRONLY | constants.O_DSYNC)
+    write(fd, 7, 40 * MiB)
+    // Nothing comes in between that closes it, in a child process too: that would commit.
+    process.kill(pid, 'SIGKILL')
+    t.throws(() => closeSync(fd), 'the server is gone')
+    const map = JSON.parse(must('qemu-img', ['map', '--output=json', '--force-share', image])) as {
+      start: number
+      data: boolean
+    }[]
+    t.match(
+      map.find(({ start }) => start === 40 * MiB),
+      { data: true },
+    )
+  })
+
 t.test('a partition ends where it ends', needsMounts, async (t) => {
   const mount = mountImage(t, partitioned(t, GPT), RAW)
   const one = opened(t, join(mount.mountpoint, 'partitions/1.raw'))

@@ -10,7 +10,7 @@ import { RequestRecorder } from '../../lib/transports/statistics.js'
 import { Control, MemoryTree, memoryDisk } from './fixtures/memory-tree.js'
 
 const MiB = 1 << 20
-const { O_RDONLY, O_RDWR, O_WRONLY } = constants
+const { O_DSYNC, O_RDONLY, O_RDWR, O_SYNC, O_WRONLY } = constants
 const { EBADF, EINVAL, EIO, EISDIR, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS } = os.errno
 const RAW = '/disk.raw'
 
@@ -103,6 +103,20 @@ t.test('fsync, flush, fsyncdir commit; nothing to commit costs nothing', async (
   ask('write', RAW, handle, Buffer.from('x'), 1, 0)
   tree.control[Control.FLUSH_FAILS] = 1
   t.same(ask('fsync', RAW, 0, handle), [-ENOSPC])
+})
+
+t.test('what is written with O_SYNC or O_DSYNC is committed by then', async (t) => {
+  const { ask, open, tree } = setUp()
+  const put = (flags: number) => ask('write', RAW, open(O_RDWR | flags), Buffer.from('x'), 1, 0)
+  const flushes = () => tree.control[Control.FLUSHES]
+  t.same(put(0), [1])
+  t.equal(flushes(), 0)
+  t.same(put(O_DSYNC), [1])
+  t.equal(flushes(), 1)
+  t.same(put(O_SYNC), [1])
+  t.equal(flushes(), 2)
+  tree.control[Control.FLUSH_FAILS] = 1
+  t.same(put(O_DSYNC), [-ENOSPC])
 })
 
 t.test('opened with O_TRUNC it keeps its size; another size is refused', async (t) => {

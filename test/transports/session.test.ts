@@ -2,7 +2,7 @@
 
 import t from 'tap'
 import { VdiskError } from '../../lib/util/errors.js'
-import { bench, hex, plain } from './fixtures/exchange.js'
+import { type Bench, bench, hex, plain } from './fixtures/exchange.js'
 import { Control } from './fixtures/memory-tree.js'
 
 /** A header for a request of `length` bytes about `node`, by thread `pid` of root, with unique 0x42. */
@@ -223,12 +223,12 @@ t.test('READ', async (t) => {
 })
 
 /** WRITE's body without the data. */
-const write = (offset: string, size: string): string => `
+const write = (offset: string, size: string, flags = '01800000'): string => `
   0200000000000000  | fh
   ${offset}         | offset
   ${size} 00000000  | size, write_flags
   0000000000000000  | lock_owner
-  01800000 00000000 | flags, padding
+  ${flags} 00000000 | flags, padding
   `
 
 t.test('WRITE', async (t) => {
@@ -245,6 +245,23 @@ t.test('WRITE', async (t) => {
   t.equal(tree.data[0], 0, 'none of these was done')
   const readOnly = bench({ readOnly: true })
   t.equal(readOnly.exchange(request(16, 2, `${write('0000000000000000', '01000000')} 61`)), failed(EROFS))
+})
+
+t.test('a WRITE that is to be durable is, where the kernel sends no FSYNC behind it', async (t) => {
+  const flushes = ({ tree }: Bench) => tree.control[Control.FLUSHES]
+  const put = (flags: string) => request(16, 2, `${write('0000000000000000', '01000000', flags)} 61`)
+  const direct = bench({ cachePolicy: 'direct' })
+  direct.exchange(put('01800000'))
+  t.equal(flushes(direct), 0, 'O_WRONLY')
+  direct.exchange(put('01900000'))
+  t.equal(flushes(direct), 1, 'O_DSYNC')
+  direct.exchange(put('01901000'))
+  t.equal(flushes(direct), 2, 'O_SYNC')
+  direct.tree.control[Control.FLUSH_FAILS] = 1
+  t.equal(direct.exchange(put('01900000')), failed(ENOSPC), 'the write fails where that fails')
+  const cached = bench()
+  cached.exchange(put('01901000'))
+  t.equal(flushes(cached), 0, 'the kernel sends one')
 })
 
 t.test('the largest requests each way', async (t) => {

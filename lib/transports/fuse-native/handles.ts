@@ -22,19 +22,21 @@ export class Handles {
   readonly #fresh = new Set<number>()
   /** Handles that cannot write. */
   readonly #readers = new Set<number>()
+  /** Handles whose writes are to be durable when they return. */
+  readonly #synchronous = new Set<number>()
 
-  open(inode: number, writing: boolean): number {
+  open(inode: number, writing: boolean, synchronous = false): number {
     const handle = this.#free.pop() ?? this.#inodes.length
     this.#inodes[handle] = inode
     if (writing) this.#fresh.add(handle)
     else this.#readers.add(handle)
+    if (synchronous) this.#synchronous.add(handle)
     return handle
   }
 
   close(handle: number): void {
     if (!this.#inodes[handle]) return
-    this.#fresh.delete(handle)
-    this.#readers.delete(handle)
+    for (const kind of [this.#fresh, this.#readers, this.#synchronous]) kind.delete(handle)
     this.#inodes[handle] = 0
     this.#free.push(handle)
   }
@@ -48,6 +50,11 @@ export class Handles {
   /** True of a handle that was opened for reading only. */
   reads(handle: number): boolean {
     return this.#readers.has(handle)
+  }
+
+  /** True of a handle that was opened with O_SYNC or O_DSYNC. */
+  synchronous(handle: number): boolean {
+    return this.#synchronous.has(handle)
   }
 
   /** True where a truncation of `inode` to 0, by name, belongs to an open. */

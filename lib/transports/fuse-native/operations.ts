@@ -3,6 +3,7 @@
  * the thread that calls; nothing that may be asked makes an operation throw, and each answers exactly once.
  */
 
+import { constants as files } from 'node:fs'
 import { constants } from 'node:os'
 import debug from 'debug'
 import { errnoOf } from '../errno.js'
@@ -132,13 +133,19 @@ export function serveTree(tree: FileTree, recorder: RequestRecorder): ServedTree
         if (attributesOf(inode).directory) throw new Failure(EISDIR)
         const writing = opensForWriting(flags)
         if (writing && tree.readOnly) throw new Failure(EROFS)
-        return handles.open(inode, writing)
+        return handles.open(inode, writing, (flags & files.O_DSYNC) !== 0)
       }),
     read: (path, handle, buffer, length, offset, done) =>
       done(attempt('read', path, () => tree.read(used(handle), buffer, 0, length, offset))),
     write: (path, handle, buffer, length, offset, done) =>
       done(
-        attempt('write', path, () => (tree.readOnly ? -EROFS : tree.write(used(handle), buffer, 0, length, offset))),
+        attempt('write', path, () => {
+          if (tree.readOnly) return -EROFS
+          const written = tree.write(used(handle), buffer, 0, length, offset)
+          // The kernel asks for that itself of cached files only.
+          if (handles.synchronous(handle)) commit()
+          return written
+        }),
       ),
     flush: (path, handle, done) => {
       handles.use(handle)

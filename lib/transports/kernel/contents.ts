@@ -3,7 +3,7 @@
 import { constants } from 'node:os'
 import { RequestKind } from '../statistics.js'
 import type { FileTree } from '../transport.js'
-import { openFlags, opensForWriting } from './opens.js'
+import { isSynchronous, openFlags, opensForWriting } from './opens.js'
 import { DONE, NO_REPLY, type OperationTable } from './operation.js'
 import {
   FallocateIn,
@@ -65,6 +65,11 @@ function write(session: Session, length: number): number {
   if (session.tree.readOnly) return -EROFS
   const written = session.tree.write(session.node, request.bytes, WriteIn.SIZE, size, offset)
   session.moved = written
+  // Of cached files only, the kernel asks for an FSYNC behind a write with O_SYNC, O_DSYNC or RWF_DSYNC.
+  if (session.cachePolicy === 'direct' && isSynchronous(request.u32(WriteIn.flags))) {
+    const errno = session.flush()
+    if (errno !== 0) return -errno
+  }
   session.reply.putU64(WriteOut.size, 0)
   session.reply.putU32(WriteOut.size, written)
   return WriteOut.SIZE

@@ -10,6 +10,9 @@ const ACCESS_MODE = 3
 export const opensForWriting = (flags: number): boolean =>
   (flags & ACCESS_MODE) !== constants.O_RDONLY || (flags & constants.O_TRUNC) !== 0
 
+/** True where the flags of an open file, or of one write, ask for data to be durable when a write returns. */
+export const isSynchronous = (flags: number): boolean => (flags & constants.O_DSYNC) !== 0
+
 /**
  * How the kernel is to treat the pages of an open file.
  *

@@ -83,7 +83,7 @@ export const OpenIn = { flags: 40, openFlags: 44, SIZE: 48 } as const
 /** READ, READDIR and READDIRPLUS alike. */
 export const ReadIn = { fh: 40, offset: 48, size: 56, readFlags: 60, SIZE: 80 } as const
 /** The data follows. */
-export const WriteIn = { fh: 40, offset: 48, size: 56, writeFlags: 60, SIZE: 80 } as const
+export const WriteIn = { fh: 40, offset: 48, size: 56, writeFlags: 60, flags: 72, SIZE: 80 } as const
 export const ReleaseIn = { fh: 40, flags: 48, SIZE: 64 } as const
 export const FlushIn = { fh: 40, SIZE: 64 } as const
 export const FsyncIn = { fh: 40, fsyncFlags: 48, SIZE: 56 } as const
