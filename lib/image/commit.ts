@@ -8,7 +8,8 @@
  * 5. the image is emptied
  */
 
-import { dirname, resolve } from 'node:path'
+import { realpathSync } from 'node:fs'
+import { dirname } from 'node:path'
 import type { Backing } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { KiB, MiB } from '../util/sizes.js'
@@ -80,7 +81,7 @@ function parentOf(path: string, options: ChainOptions): { path: string; format: 
 }
 
 function tell(own: Layer, backing: Backing, change: 'before' | 'after'): void {
-  own.format.rebase?.(reopened(own), filesOf(own), { path: resolve(own.path), backing, change })
+  own.format.rebase?.(reopened(own), filesOf(own), { path: realpathSync(own.path), backing, change })
 }
 
 /** The layout as it is now: telling it of its parent may have changed it. */

@@ -1,14 +1,14 @@
 /** Makes new images. */
 
-import { closeSync, fsyncSync, lstatSync, openSync, statSync, unlinkSync } from 'node:fs'
-import { dirname, resolve } from 'node:path'
+import { closeSync, fsyncSync, lstatSync, openSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { basename, dirname, join, resolve } from 'node:path'
 import type { Backing, Format } from '../formats/driver.js'
 import { parseOptions } from '../formats/options.js'
 import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
-import { VdiskError } from '../util/errors.js'
+import { fromSystem, VdiskError } from '../util/errors.js'
 import { closeLayers, imageFile, openChain } from './chain.js'
 import { chainOptions, type Secret, secretFunction } from './open.js'
 
@@ -58,7 +58,7 @@ export function createImage(path: string, request: CreateOptions): Created {
   const durable = request.durable ?? true
   const { mode } = request
   const secret = secretFunction(request.secret)
-  const made = { path: resolve(path), size, options, ...(secret && { secret }), backing }
+  const made = { path: whereMade(path), size, options, ...(secret && { secret }), backing }
   refuseExisting(path)
   const prepared = format.prepare?.(made)
   request.onMaking?.()
@@ -67,7 +67,7 @@ export function createImage(path: string, request: CreateOptions): Created {
     lockImage(storage, { write: true })
     format.create({ ...made, storage, prepared })
     storage.sync()
-    const created = lookAt(storage, resolve(path), format)
+    const created = lookAt(storage, made.path, format)
     if (durable) syncFolder(path)
     return created
   } catch (error) {
@@ -75,6 +75,16 @@ export function createImage(path: string, request: CreateOptions): Created {
     throw error
   } finally {
     storage.close()
+  }
+}
+
+/** Where the image is going to be: names in it are relative to that folder, and not to a link to it. @throws NOT_FOUND */
+function whereMade(path: string): string {
+  const folder = dirname(resolve(path))
+  try {
+    return join(realpathSync(folder), basename(path))
+  } catch (error) {
+    throw fromSystem(error, path, 'create')
   }
 }
 

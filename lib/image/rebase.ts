@@ -1,5 +1,6 @@
 /** Puts an image over another parent, so that it shows what it did (or, where that is asked for, without a look). */
 
+import { realpathSync } from 'node:fs'
 import { resolve } from 'node:path'
 import type { Backing } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
@@ -40,7 +41,7 @@ export function rebaseImage(path: string, options: RebaseOptions): void {
   change(path, { ...opening, readOnly: true }, (layers) => {
     const { format: kind, opened, storage, files } = layers[0]!
     if (!kind.rebase) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} have no parents`, { path })
-    kind.rebase(opened.layout, [storage, ...files], { path: resolve(path), backing, look: true })
+    kind.rebase(opened.layout, [storage, ...files], { path: realpathSync(path), backing, look: true })
   })
   if (!unsafe) {
     if (backing) refuseDescendant(path, backing, options)
@@ -48,7 +49,8 @@ export function rebaseImage(path: string, options: RebaseOptions): void {
   }
   change(path, { ...opening, readOnly: false }, ([layer]) => {
     const { format: kind, opened, storage, files } = layer!
-    kind.rebase!(opened.layout, [storage, ...files], { path: resolve(path), backing })
+    // Names in it are relative to where it is, and not to where a link to it is.
+    kind.rebase!(opened.layout, [storage, ...files], { path: realpathSync(path), backing })
   })
 }
 
@@ -79,9 +81,9 @@ function findBacking({ backing, backingFormat, backingDirs = [], unsafe }: Rebas
 /** @throws USAGE where the image is below its new parent, or is it */
 function refuseDescendant(path: string, backing: Backing, { backingDirs = [], secret }: RebaseOptions): void {
   const below = openImage(backing.path, { readOnly: true, lock: false, format: backing.format, backingDirs, secret })
-  const paths = below.paths.map((file) => resolve(file))
+  const paths = below.paths.map((file) => realpathSync(file))
   below.close()
-  if (paths.includes(resolve(path)))
+  if (paths.includes(realpathSync(path)))
     throw new VdiskError('USAGE', `${backing.path} is made over it, so it cannot be its parent`, { path })
 }
 
