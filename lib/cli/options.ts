@@ -172,6 +172,8 @@ export const OPTIONS: readonly OptionSpec[] = [
   },
   { name: 'shrink', help: 'a smaller size is meant, although data is cut off', on: ['resize'] },
   { name: 'force', help: 'resize it although images in its folder are made over it', on: ['resize'] },
+  { name: 'force', help: 'although its snapshots, or others over its parent, will change', on: ['commit'] },
+  { name: 'force', help: 'although snapshots inside the image will change', on: ['rebase'] },
   { name: 'granularity', short: 'g', value: 'SIZE', help: 'how much one bit stands for (add)', on: ['bitmap'] },
   { name: 'stats', help: 'what was asked of each mount, how long it took, and the cache hits', on: ['list'] },
   { name: 'chain', help: 'the parents too, the image first', on: ['info'] },

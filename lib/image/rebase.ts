@@ -10,6 +10,7 @@ import { isZero } from './convert/zeros.js'
 import { backingAt, namedBacking } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, openImage, type Secret } from './open.js'
+import { refuseSnapshots } from './snapshots.js'
 
 /** Compared at a time; what differs in it is written as a whole. */
 const PIECE = MiB / 16
@@ -20,6 +21,8 @@ export interface RebaseOptions {
   readonly backingFormat?: string | undefined
   /** Only the image's word about its parent is changed: the parent was moved, or has another format or content. */
   readonly unsafe?: boolean
+  /** It is done although the image has snapshots inside, which will not show what they did. */
+  readonly force?: boolean
   readonly format?: string | undefined
   readonly backingDirs?: readonly string[]
   /** The passphrase of the image and its parents. */
@@ -31,10 +34,10 @@ export interface RebaseOptions {
 /**
  * First everything is written into the image that the new parent does not hold as the old one did, and made durable;
  * then the new parent is named.
- * @throws USAGE for a parent that it cannot have, UNSUPPORTED where its format has no parents, and as opening both
+ * @throws USAGE for a parent that it cannot have, and for snapshots inside, see `force`; UNSUPPORTED where its format has no parents, and as opening both
  */
 export function rebaseImage(path: string, options: RebaseOptions): void {
-  const { format, backingDirs = [], warn, unsafe = false } = options
+  const { format, backingDirs = [], warn, unsafe = false, force = false } = options
   const opening = { format, backingDirs, ...(warn && { warn }) }
   const backing = findBacking(options)
   // A look at what is possible, before anything is written.
@@ -42,6 +45,7 @@ export function rebaseImage(path: string, options: RebaseOptions): void {
     const { format: kind, opened, storage, files } = layers[0]!
     if (!kind.rebase) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} have no parents`, { path })
     kind.rebase(opened.layout, [storage, ...files], { path: realpathSync(path), backing, look: true })
+    if (!unsafe && !force && opened.parent) refuseSnapshots(layers[0]!)
   })
   if (!unsafe) {
     if (backing) refuseDescendant(path, backing, options)
