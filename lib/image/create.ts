@@ -22,6 +22,8 @@ export interface CreateOptions {
   /** Path of the parent, relative to the working folder. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** The new image keeps what its parent is now, where its format can do that: see `ParentRecord`. */
+  readonly recordBacking?: boolean
   /** The parent is named and not opened: it need not be there yet. Its format and the size must be given then. */
   readonly unsafe?: boolean
   /** Folders besides the parent's own from which files that it names may be opened. */
@@ -56,9 +58,9 @@ export function createImage(path: string, request: CreateOptions): Created {
   const size = request.size ?? backing?.size
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
   const durable = request.durable ?? true
-  const { mode } = request
+  const { mode, recordBacking = false } = request
   const secret = secretFunction(request.secret)
-  const made = { path: whereMade(path), size, options, ...(secret && { secret }), backing }
+  const made = { path: whereMade(path), size, options, ...(secret && { secret }), backing, recordBacking }
   refuseExisting(path)
   const prepared = format.prepare?.(made)
   request.onMaking?.()
@@ -142,13 +144,10 @@ export function backingAt(
   const layers = openChain(path, { ...chain, parents })
   try {
     const top = layers[0]!
-    return {
-      path,
-      format: top.format.name,
-      layout: top.opened.layout,
-      size: top.opened.size,
-      mtimeMs: statSync(path).mtimeMs,
-    }
+    const { layout, size } = top.opened
+    const stats = statSync(path)
+    const record = { size, mtimeMs: stats.isFile() ? Math.max(0, Math.floor(stats.mtimeMs)) : 0 }
+    return { path, format: top.format.name, layout, size, mtimeMs: stats.mtimeMs, record }
   } finally {
     closeLayers(layers)
   }

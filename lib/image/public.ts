@@ -155,7 +155,7 @@ export function openImage(path: string, options: OpenOptions = {}): Disk {
   return new Disk(open(path, options))
 }
 
-export interface CreateOptions extends Omit<Creation, 'options' | 'durable' | 'mode' | 'onMaking'> {
+export interface CreateOptions extends Omit<Creation, 'options' | 'durable' | 'mode' | 'onMaking' | 'recordBacking'> {
   /** What `vdiskfs create --help` lists for the format. */
   readonly options?: FormatOptions
 }
