@@ -27,6 +27,8 @@ export interface Command {
   readonly examples: readonly string[]
   /** The exit code where it fails, if the usual one says something about the images here. */
   readonly failed?: number
+  /** The exit code for wrong usage, likewise. */
+  readonly misused?: number
   load(): Promise<CommandModule>
 }
 
@@ -133,6 +135,7 @@ export const COMMANDS: readonly Command[] = [
     summary: 'look for faults in an image, and mend them',
     positionals: [IMAGE],
     examples: ['check disk.hds', 'check --repair all disk.hds'],
+    misused: 1,
     load: () => import('./commands/check.js'),
   },
   {
