@@ -1,5 +1,6 @@
 /** What the library gives to other programs, where that is less, or said otherwise, than what this program needs. */
 
+import { setImmediate } from 'node:timers/promises'
 import type { Format } from '../formats/driver.js'
 import type { OptionValue } from '../formats/options.js'
 import { formats as registry } from '../formats/registry.js'
@@ -8,6 +9,9 @@ import { type CreateOptions as Creation, createImage as create } from './create.
 import type { Image } from './image.js'
 import { type MapEntry, runs } from './map.js'
 import { openImage as open, type Secret } from './open.js'
+
+/** After so long the async iterator of a disk lets others have a turn. */
+const LONGEST_TURN_MS = 10
 
 /** Options of a format: `{ block_size: '1M', subformat: 'fixed' }`, or `['block_size=1M']`. */
 export type FormatOptions = readonly string[] | Readonly<Record<string, Exclude<OptionValue, undefined>>>
@@ -123,6 +127,21 @@ export class Disk {
   /** The parts of the whole disk. */
   [Symbol.iterator](): Generator<MapEntry, void, undefined> {
     return this.map()
+  }
+
+  /**
+   * The same, for `for await`: between two pieces of the map other work of the program goes on, as finding them may take
+   * reading.
+   */
+  async *[Symbol.asyncIterator](): AsyncGenerator<MapEntry, void, undefined> {
+    let asked = performance.now()
+    for (const entry of this.map()) {
+      if (performance.now() - asked > LONGEST_TURN_MS) {
+        await setImmediate()
+        asked = performance.now()
+      }
+      yield entry
+    }
   }
 
   /**
