@@ -15,6 +15,8 @@ export interface Positional {
 /** The code of a command: `run` returns the exit code, or throws. */
 export interface CommandModule {
   run(args: Arguments, io: Io): number | Promise<number>
+  /** What is printed instead of running it, where that is asked for by an option of its own: -o help. */
+  answer?(args: Arguments): string | undefined
   /** What the help says behind the options. */
   details?(): string
 }

@@ -67,6 +67,11 @@ async function dispatch(argv: readonly string[], io: Io): Promise<number> {
     io.out(commandHelp(command, module.details?.(), io.columns))
     return Exit.DONE
   }
+  const answer = module.answer?.(args)
+  if (answer !== undefined) {
+    io.out(answer)
+    return Exit.DONE
+  }
   checkPositionals(command, args.positionals)
   return module.run(args, io)
 }

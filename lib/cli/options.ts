@@ -9,6 +9,8 @@ export interface OptionSpec {
   readonly short?: string
   /** What the help calls the value; none: the option is a flag. */
   readonly value?: string
+  /** The words that the value can be, where these are few. */
+  readonly choices?: readonly string[]
   /** What an empty value means, where it may be empty. */
   readonly emptyMeans?: string
   /** True where it may be given several times. */
@@ -36,6 +38,9 @@ export type CommandName =
   | 'snapshot'
   | 'resize'
   | 'completion'
+
+/** qemu-img's cache modes. */
+const CACHES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe', 'off'] as const
 
 const MOUNTING: readonly CommandName[] = ['mount', 'attach']
 
@@ -130,6 +135,34 @@ export const OPTIONS: readonly OptionSpec[] = [
     short: 'p',
     help: 'show how far it is where that is no terminal, too',
     on: ['convert', 'compare', 'commit', 'rebase'],
+  },
+  {
+    name: 'force-share',
+    short: 'U',
+    help: 'although somebody may be writing it: take no lock (info and map never do)',
+    on: ['info', 'map', 'compare', 'check'],
+  },
+  {
+    name: 'force-share',
+    short: 'U',
+    help: 'although somebody may be writing SOURCE: take no lock on it',
+    on: ['convert'],
+  },
+  {
+    name: 'cache',
+    short: 't',
+    value: 'CACHE',
+    choices: CACHES,
+    help: "qemu-img's cache mode; no effect: what is written is durable at the end",
+    on: ['convert', 'commit', 'rebase'],
+  },
+  {
+    name: 'source-cache',
+    short: 'T',
+    value: 'CACHE',
+    choices: CACHES,
+    help: "qemu-img's cache mode for reading; no effect",
+    on: ['convert', 'compare', 'rebase', 'check'],
   },
   { name: 'threads', short: 'm', value: 'N', help: 'the threads that copy (a processor each)', on: ['convert'] },
   { name: 'unordered', short: 'W', help: 'write in any order; it is nearly the order of the disk', on: ['convert'] },

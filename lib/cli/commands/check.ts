@@ -30,6 +30,7 @@ function tryToCheck(path: string, repair: Repair, args: Arguments, io: Io): Chec
   try {
     return checkImage(path, {
       format: args.value('format'),
+      ...(args.has('force-share') && { lock: false }),
       repair,
       backingDirs: args.values('backing-dir'),
       warn: (text) => io.err(`vdiskfs: ${text}\n`),
