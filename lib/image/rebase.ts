@@ -45,7 +45,7 @@ export function rebaseImage(path: string, options: RebaseOptions): void {
     const { format: kind, opened, storage, files } = layers[0]!
     if (!kind.rebase) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} have no parents`, { path })
     kind.rebase(opened.layout, [storage, ...files], { path: realpathSync(path), backing, look: true })
-    if (!unsafe && !force && opened.parent) refuseSnapshots(layers[0]!)
+    if (!unsafe && !force && (backing || opened.parent)) refuseSnapshots(layers[0]!)
   })
   if (!unsafe) {
     if (backing) refuseDescendant(path, backing, options)

@@ -61,6 +61,7 @@ export function refuseSnapshots({ format, opened, storage, files, path }: Layer)
   const snapshots = format.snapshotTools?.list(opened.layout, [storage, ...files]) ?? []
   if (snapshots.length === 0) return
   const names = snapshots.map(({ name, id }) => `'${name || id}'`).join(', ')
-  const remedy = 'convert -l or delete them first, or say --force'
-  throw new VdiskError('USAGE', `its snapshots ${names} read through its parent and would change: ${remedy}`, { path })
+  const harm = 'would not show what they do, as they read through its parent'
+  const remedy = 'copy them (convert -l) and delete them first, or say --force'
+  throw new VdiskError('USAGE', `its snapshots ${names} ${harm}: ${remedy}`, { path })
 }
