@@ -83,11 +83,13 @@ export function parseArguments(command: Command, words: readonly string[]): Argu
     })
     .parseSync()
   const values = new Map<string, string[]>()
-  for (const { name, value, emptyMeans } of specs) {
+  for (const { name, value, choices, emptyMeans } of specs) {
     const given = parsed[name]
     if (given === undefined || given === false) continue
     const texts = (Array.isArray(given) ? given : [given]).map((text) => (value ? unmark(String(text)) : ''))
     if (value && !emptyMeans && texts.includes('')) throw usage(`option --${name} needs a value: ${value}`)
+    const wrong = choices && texts.find((text) => !choices.includes(text))
+    if (wrong !== undefined) throw usage(`--${name} ${wrong}: expected ${choices!.join(', ')}`)
     values.set(name, texts)
   }
   return new Arguments(
@@ -119,7 +121,7 @@ function prepare(command: string, specs: readonly OptionSpec[], words: readonly 
   for (let i = 0; i < words.length; i++) {
     const word = words[i]!
     if (word === '--') return [...prepared, ...words.slice(i)]
-    if (NEGATIVE.test(word)) {
+    if (NEGATIVE.test(word) || (wantsValue && !isOption(specs, word))) {
       prepared.push(mark(word))
       wantsValue = false
     } else if (wantsValue || word === '-' || !word.startsWith('-')) {
@@ -132,6 +134,12 @@ function prepare(command: string, specs: readonly OptionSpec[], words: readonly 
     }
   }
   return prepared
+}
+
+/** Whether a word is spelled as an option that there is; behind one that needs a value, no other word is taken for one. */
+function isOption(specs: readonly OptionSpec[], word: string): boolean {
+  const name = word.replace(/=.*/s, '')
+  return specs.some((spec) => name === `--${spec.name}` || word === `-${spec.short}`)
 }
 
 /** @returns whether the next word is the option's value */

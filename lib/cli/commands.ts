@@ -15,6 +15,8 @@ export interface Positional {
 /** The code of a command: `run` returns the exit code, or throws. */
 export interface CommandModule {
   run(args: Arguments, io: Io): number | Promise<number>
+  /** What is printed instead of running it, where that is asked for by an option of its own: -o help. */
+  answer?(args: Arguments): string | undefined
   /** What the help says behind the options. */
   details?(): string
 }
@@ -27,6 +29,8 @@ export interface Command {
   readonly examples: readonly string[]
   /** The exit code where it fails, if the usual one says something about the images here. */
   readonly failed?: number
+  /** The exit code for wrong usage, likewise. */
+  readonly misused?: number
   load(): Promise<CommandModule>
 }
 
@@ -133,6 +137,7 @@ export const COMMANDS: readonly Command[] = [
     summary: 'look for faults in an image, and mend them',
     positionals: [IMAGE],
     examples: ['check disk.hds', 'check --repair all disk.hds'],
+    misused: 1,
     load: () => import('./commands/check.js'),
   },
   {

@@ -30,8 +30,9 @@ export async function main(argv: readonly string[], io: Io): Promise<number> {
   } catch (error) {
     debug('%O', error)
     io.err(`vdiskfs: ${errorLine(error)}\n`)
-    if (error instanceof VdiskError && error.code === 'USAGE') return Exit.USAGE
-    return COMMANDS.find(({ name }) => name === argv[0])?.failed ?? Exit.FAILED
+    const { failed, misused }: Partial<Command> = COMMANDS.find(({ name }) => name === argv[0]) ?? {}
+    if (error instanceof VdiskError && error.code === 'USAGE') return misused ?? Exit.USAGE
+    return failed ?? Exit.FAILED
   }
 }
 
@@ -64,6 +65,11 @@ async function dispatch(argv: readonly string[], io: Io): Promise<number> {
   const args = name === 'help' ? undefined : parseArguments(command, words)
   if (!args || args.has('help')) {
     io.out(commandHelp(command, module.details?.(), io.columns))
+    return Exit.DONE
+  }
+  const answer = module.answer?.(args)
+  if (answer !== undefined) {
+    io.out(answer)
     return Exit.DONE
   }
   checkPositionals(command, args.positionals)

@@ -9,6 +9,8 @@ export interface OptionSpec {
   readonly short?: string
   /** What the help calls the value; none: the option is a flag. */
   readonly value?: string
+  /** The words that the value can be, where these are few. */
+  readonly choices?: readonly string[]
   /** What an empty value means, where it may be empty. */
   readonly emptyMeans?: string
   /** True where it may be given several times. */
@@ -36,6 +38,9 @@ export type CommandName =
   | 'snapshot'
   | 'resize'
   | 'completion'
+
+/** qemu-img's cache modes. */
+const CACHES = ['none', 'writeback', 'writethrough', 'directsync', 'unsafe', 'off'] as const
 
 const MOUNTING: readonly CommandName[] = ['mount', 'attach']
 
@@ -131,6 +136,34 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: 'show how far it is where that is no terminal, too',
     on: ['convert', 'compare', 'commit', 'rebase'],
   },
+  {
+    name: 'force-share',
+    short: 'U',
+    help: 'although somebody may be writing it: take no lock (info and map never do)',
+    on: ['info', 'map', 'compare', 'check'],
+  },
+  {
+    name: 'force-share',
+    short: 'U',
+    help: 'although somebody may be writing SOURCE: take no lock on it',
+    on: ['convert'],
+  },
+  {
+    name: 'cache',
+    short: 't',
+    value: 'CACHE',
+    choices: CACHES,
+    help: "qemu-img's cache mode; no effect: what is written is durable at the end",
+    on: ['convert', 'commit', 'rebase'],
+  },
+  {
+    name: 'source-cache',
+    short: 'T',
+    value: 'CACHE',
+    choices: CACHES,
+    help: "qemu-img's cache mode for reading; no effect",
+    on: ['convert', 'compare', 'rebase', 'check'],
+  },
   { name: 'threads', short: 'm', value: 'N', help: 'the threads that copy (a processor each)', on: ['convert'] },
   { name: 'unordered', short: 'W', help: 'write in any order; it is nearly the order of the disk', on: ['convert'] },
   {
@@ -172,6 +205,8 @@ export const OPTIONS: readonly OptionSpec[] = [
   },
   { name: 'shrink', help: 'a smaller size is meant, although data is cut off', on: ['resize'] },
   { name: 'force', help: 'resize it although images in its folder are made over it', on: ['resize'] },
+  { name: 'force', help: 'although its snapshots, or others over its parent, will change', on: ['commit'] },
+  { name: 'force', help: 'although snapshots inside the image will change', on: ['rebase'] },
   { name: 'granularity', short: 'g', value: 'SIZE', help: 'how much one bit stands for (add)', on: ['bitmap'] },
   { name: 'stats', help: 'what was asked of each mount, how long it took, and the cache hits', on: ['list'] },
   { name: 'chain', help: 'the parents too, the image first', on: ['info'] },

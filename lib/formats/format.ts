@@ -2,7 +2,7 @@
 
 import type { Storage } from '../storage/storage.js'
 import type { Driver, LayerContext } from './driver.js'
-import type { OpenContext, Opened, Probe } from './opening.js'
+import type { OpenContext, Opened, ParentRecord, Probe } from './opening.js'
 import type { OptionSpec, OptionValues } from './options.js'
 import type { BitmapTools, ByteRange, CheckContext, CheckTotals, LogListing, SnapshotTools } from './tools.js'
 
@@ -15,6 +15,8 @@ export interface Backing {
   readonly layout: unknown
   readonly size: number
   readonly mtimeMs: number
+  /** What images that keep such a record are to say of it from now on; undefined where it was not opened. */
+  readonly record?: ParentRecord | undefined
 }
 
 /** What `Format.rebase` is to write into an image. */
@@ -43,6 +45,8 @@ export interface CreateContext {
   /** The passphrase of the new image, where it is to be encrypted; undefined: there is none. */
   secret?(): Uint8Array | undefined
   readonly backing: Backing | undefined
+  /** The image is to keep `Backing.record`, where its format can do that. */
+  readonly recordBacking?: boolean
   /** What `Format.prepare` gave, where it was called. */
   readonly prepared?: unknown
 }

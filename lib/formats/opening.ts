@@ -53,6 +53,14 @@ export interface ParentFacts {
   readonly mtimeMs: number
 }
 
+/** What a parent was when an image was made over it, or was last told of it, so that a change by others is noticed. */
+export interface ParentRecord {
+  /** Bytes of its disk. */
+  readonly size: number
+  /** When its file was written last: whole milliseconds since 1970; 0 for a device, which has no such time. */
+  readonly mtimeMs: number
+}
+
 /** The file under this one, as the image names it. */
 export interface ParentRequest {
   /** As the image gives it, for messages. */
@@ -68,6 +76,8 @@ export interface ParentRequest {
   readonly guesses?: readonly string[] | undefined
   /** The format that the image says it has; undefined: probe. */
   readonly format?: string | undefined
+  /** What it was, where the image says that. Opening looks at `verify` only; this is for who wants to know. */
+  readonly recorded?: ParentRecord | undefined
   /** The snapshot of that file which is the parent; so a file can hold its own parents. */
   readonly snapshot?: string | undefined
   /**

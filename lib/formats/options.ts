@@ -55,7 +55,7 @@ function convert(spec: OptionSpec, text: string): OptionValue {
 }
 
 /**
- * Checks `name=value` texts against a format's table and fills in the defaults.
+ * Checks `name=value` texts, and `name` of what is on or off, against a format's table and fills in the defaults.
  * @throws USAGE for an unknown name, a missing or a wrong value.
  */
 export function parseOptions(format: string, specs: readonly OptionSpec[], given: readonly string[]): OptionValues {
@@ -69,8 +69,9 @@ export function parseOptions(format: string, specs: readonly OptionSpec[], given
       const known = specs.map((s) => s.name).join(', ') || 'none'
       throw new VdiskError('USAGE', `format ${format} has no option ${name}; it has: ${known}`)
     }
-    if (at < 0) throw new VdiskError('USAGE', `option ${name} needs a value: ${name}=…`)
-    values[name] = convert(spec, text.slice(at + 1))
+    // As in QEMU, a name alone says that it is on.
+    if (at < 0 && spec.type !== 'boolean') throw new VdiskError('USAGE', `option ${name} needs a value: ${name}=…`)
+    values[name] = at < 0 ? true : convert(spec, text.slice(at + 1))
   }
   return values
 }

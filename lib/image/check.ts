@@ -6,7 +6,7 @@ import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
-import { printable } from '../util/errors.js'
+import { printable, VdiskError } from '../util/errors.js'
 import { detectFormat, imageFile, lookForParent, openBeside, refuseTwice } from './chain.js'
 import { Gate } from './gate.js'
 
@@ -18,6 +18,8 @@ export interface CheckRequest {
   readonly format?: string | undefined
   /** Default `none`: the image is opened read-only. */
   readonly repair?: Repair
+  /** False: it is read without a lock; what somebody writes meanwhile may look like errors. Not with `repair`. */
+  readonly lock?: boolean
   readonly backingDirs?: readonly string[]
   readonly warn?: (message: string) => void
 }
@@ -43,13 +45,15 @@ export interface CheckReport {
 export function checkImage(path: string, request: CheckRequest = {}): CheckReport {
   const repair = request.repair ?? 'none'
   const readOnly = repair === 'none'
+  const { lock = true } = request
+  if (!lock && !readOnly) throw new VdiskError('USAGE', 'an image cannot be repaired without a lock', { path })
   const warn = (message: string) => request.warn?.(printable(message))
   const file = imageFile(path)
   const storages: Storage[] = []
   const take = (storage: Storage, part?: string): Storage => {
     storages.push(storage)
     if (part !== undefined) refuseTwice(storages, part)
-    if (!lockImage(storage, { write: !readOnly }))
+    if (lock && !lockImage(storage, { write: !readOnly }))
       warn(`${storage.path}: this file system has no locks; take care that nobody else writes to the image`)
     return storage
   }

@@ -9,16 +9,19 @@ import { chainOptions } from './open.js'
 const MOST_FILES = 10_000
 
 /**
- * The images in the folder of an open image, of its format, that name it as their parent and are right about that. What
- * cannot be opened is left out.
+ * The images in the folder of an open image that name it as their parent and are right about that. What cannot be opened
+ * is left out.
+ * @param known one of them that is known: it is left out, and the others are of its format; undefined: of the image's own
  */
-export function childrenBeside({ path, format, opened, storage }: Layer): string[] {
+export function childrenBeside({ path, format, opened, storage }: Layer, known?: Layer): string[] {
   const self = statOf(path)
+  const left = known && statOf(known.path)
+  const childFormat = (known?.format ?? format).name
   const facts = { path: storage.path, format: format.name, layout: opened.layout, mtimeMs: self?.mtimeMs ?? 0 }
   const isChild = (file: string): boolean => {
     let layers: readonly Layer[] = []
     try {
-      const options = chainOptions({ readOnly: true, format: format.name, lock: false })
+      const options = chainOptions({ readOnly: true, format: childFormat, lock: false })
       layers = openChain(file, { ...options, parents: false })
       const parent = layers[0]!.opened.parent
       if (!parent?.candidates.some((candidate) => isSame(statOf(candidate), self))) return false
@@ -30,7 +33,10 @@ export function childrenBeside({ path, format, opened, storage }: Layer): string
       closeLayers(layers)
     }
   }
-  return filesBeside(path).filter((file) => !isSame(statOf(file), self) && isChild(file))
+  return filesBeside(path).filter((file) => {
+    const stats = statOf(file)
+    return !isSame(stats, self) && !isSame(stats, left) && isChild(file)
+  })
 }
 
 /** None where the folder cannot be read. */

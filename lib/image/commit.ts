@@ -8,16 +8,19 @@
  * 5. the image is emptied
  */
 
-import { dirname, resolve } from 'node:path'
+import { realpathSync } from 'node:fs'
+import { dirname } from 'node:path'
 import type { Backing } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
 import { KiB, MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
+import { childrenBeside } from './children.js'
 import { eachRun } from './convert/zeros.js'
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, imageOver, type Secret } from './open.js'
 import { resizeLayer, tryOpening } from './resize.js'
+import { refuseSnapshots } from './snapshots.js'
 
 /** Copied at a time. */
 const PIECE = MiB
@@ -32,6 +35,8 @@ export interface CommitOptions {
   readonly secret?: Secret | undefined
   /** The image keeps what it has. */
   readonly keep?: boolean
+  /** It is done although snapshots inside the image, or other images over its parent, will not show what they did. */
+  readonly force?: boolean
   readonly onProgress?: ((position: number, size: number) => void) | undefined
   readonly warn?: ((message: string) => void) | undefined
 }
@@ -39,7 +44,7 @@ export interface CommitOptions {
 /**
  * Writes what an image has of its own into its parent, and empties it.
  * @returns the parent's path, and how many bytes of data were written to it
- * @throws USAGE where it has no parent, UNSUPPORTED where its format cannot be emptied, and as opening both for writing
+ * @throws USAGE where it has no parent, or others would change, see `force`; UNSUPPORTED where its format cannot be emptied, and as opening both for writing
  */
 export function commitImage(path: string, options: CommitOptions = {}): { parent: string; written: number } {
   const { format, backingDirs = [], secret, warn } = options
@@ -50,7 +55,9 @@ export function commitImage(path: string, options: CommitOptions = {}): { parent
     const own = layers[0]!
     if (!own.format.empty && !options.keep)
       throw new VdiskError('UNSUPPORTED', `images of format ${own.format.name} cannot be emptied`, { path })
+    if (!options.force) refuseSnapshots(own)
     const into = { ...writing, format: parent.format, backingDirs: [...backingDirs, dirname(path)] }
+    if (!options.force) refuseSiblings(own, parent.path, into)
     growParent(own, parent.path, into)
     const written = copyDown(own, parent.path, into, options)
     tell(own, backingAt(parent.path, parent.format, { backingDirs, parents: false }), 'after')
@@ -79,8 +86,22 @@ function parentOf(path: string, options: ChainOptions): { path: string; format: 
   }
 }
 
+/** @throws USAGE where the parent is that of others too, as far as its folder shows */
+function refuseSiblings(own: Layer, parent: string, options: ChainOptions): void {
+  const layers = openChain(parent, { ...options, readOnly: true, lock: false, parents: false })
+  try {
+    const [child, ...more] = childrenBeside(layers[0]!, own)
+    if (child === undefined) return
+    const children = more.length > 0 ? `${child} and ${more.length} more are` : `${child} is`
+    const harm = 'which will not show what it did, or not open, after that: say --force if it is meant'
+    throw new VdiskError('USAGE', `${children} made over it too, ${harm}`, { path: parent })
+  } finally {
+    closeLayers(layers)
+  }
+}
+
 function tell(own: Layer, backing: Backing, change: 'before' | 'after'): void {
-  own.format.rebase?.(reopened(own), filesOf(own), { path: resolve(own.path), backing, change })
+  own.format.rebase?.(reopened(own), filesOf(own), { path: realpathSync(own.path), backing, change })
 }
 
 /** The layout as it is now: telling it of its parent may have changed it. */

@@ -13,6 +13,8 @@ export interface CompareOptions {
   readonly formats?: readonly [string | undefined, string | undefined]
   /** Sizes, and what is allocated, must be the same too. */
   readonly strict?: boolean
+  /** False: they are read without a lock, although somebody may be writing them. */
+  readonly lock?: boolean
   readonly backingDirs?: readonly string[]
   /** The passphrase of both, or of the first one where `secondSecret` is given. */
   readonly secret?: Secret | undefined
@@ -35,9 +37,9 @@ export interface Comparison {
 
 /** @throws VdiskError where one cannot be opened or read */
 export function compareImages(first: string, second: string, options: CompareOptions = {}): Comparison {
-  const { backingDirs = [], warn, formats = [undefined, undefined] } = options
+  const { backingDirs = [], warn, lock, formats = [undefined, undefined] } = options
   const open = (path: string, format: string | undefined, secret: Secret | undefined) =>
-    openImage(path, { readOnly: true, format, backingDirs, secret, ...(warn && { warn }) })
+    openImage(path, { readOnly: true, lock, format, backingDirs, secret, ...(warn && { warn }) })
   const a = open(first, formats[0], options.secret)
   try {
     const b = open(second, formats[1], options.secondSecret ?? options.secret)

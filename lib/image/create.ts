@@ -1,14 +1,14 @@
 /** Makes new images. */
 
-import { closeSync, fsyncSync, lstatSync, openSync, statSync, unlinkSync } from 'node:fs'
-import { dirname, resolve } from 'node:path'
+import { closeSync, fsyncSync, lstatSync, openSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { basename, dirname, join, resolve } from 'node:path'
 import type { Backing, Format } from '../formats/driver.js'
 import { parseOptions } from '../formats/options.js'
 import { findFormat } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import type { Storage } from '../storage/storage.js'
-import { VdiskError } from '../util/errors.js'
+import { fromSystem, VdiskError } from '../util/errors.js'
 import { closeLayers, imageFile, openChain } from './chain.js'
 import { chainOptions, type Secret, secretFunction } from './open.js'
 
@@ -22,6 +22,8 @@ export interface CreateOptions {
   /** Path of the parent, relative to the working folder. */
   readonly backing?: string | undefined
   readonly backingFormat?: string | undefined
+  /** The new image keeps what its parent is now, where its format can do that: see `ParentRecord`. */
+  readonly recordBacking?: boolean
   /** The parent is named and not opened: it need not be there yet. Its format and the size must be given then. */
   readonly unsafe?: boolean
   /** Folders besides the parent's own from which files that it names may be opened. */
@@ -56,9 +58,9 @@ export function createImage(path: string, request: CreateOptions): Created {
   const size = request.size ?? backing?.size
   if (size === undefined) throw new VdiskError('USAGE', 'a size is needed', { path })
   const durable = request.durable ?? true
-  const { mode } = request
+  const { mode, recordBacking = false } = request
   const secret = secretFunction(request.secret)
-  const made = { path: resolve(path), size, options, ...(secret && { secret }), backing }
+  const made = { path: whereMade(path), size, options, ...(secret && { secret }), backing, recordBacking }
   refuseExisting(path)
   const prepared = format.prepare?.(made)
   request.onMaking?.()
@@ -67,7 +69,7 @@ export function createImage(path: string, request: CreateOptions): Created {
     lockImage(storage, { write: true })
     format.create({ ...made, storage, prepared })
     storage.sync()
-    const created = lookAt(storage, resolve(path), format)
+    const created = lookAt(storage, made.path, format)
     if (durable) syncFolder(path)
     return created
   } catch (error) {
@@ -75,6 +77,16 @@ export function createImage(path: string, request: CreateOptions): Created {
     throw error
   } finally {
     storage.close()
+  }
+}
+
+/** Where the image is going to be: names in it are relative to that folder, and not to a link to it. @throws NOT_FOUND */
+function whereMade(path: string): string {
+  const folder = dirname(resolve(path))
+  try {
+    return join(realpathSync(folder), basename(path))
+  } catch (error) {
+    throw fromSystem(error, path, 'create')
   }
 }
 
@@ -132,13 +144,10 @@ export function backingAt(
   const layers = openChain(path, { ...chain, parents })
   try {
     const top = layers[0]!
-    return {
-      path,
-      format: top.format.name,
-      layout: top.opened.layout,
-      size: top.opened.size,
-      mtimeMs: statSync(path).mtimeMs,
-    }
+    const { layout, size } = top.opened
+    const stats = statSync(path)
+    const record = { size, mtimeMs: stats.isFile() ? Math.max(0, Math.floor(stats.mtimeMs)) : 0 }
+    return { path, format: top.format.name, layout, size, mtimeMs: stats.mtimeMs, record }
   } finally {
     closeLayers(layers)
   }

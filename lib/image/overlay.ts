@@ -1,7 +1,11 @@
 /** An image that is not changed: all that is written goes to a QCOW2 overlay beside it, or to a file without a name. */
 
-import { existsSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { existsSync, fstatSync, realpathSync, statSync, unlinkSync } from 'node:fs'
 import { dirname, join, resolve } from 'node:path'
+import type { ParentRecord, ParentRequest } from '../formats/driver.js'
+import { findFormat } from '../formats/registry.js'
+import { openFile } from '../storage/file.js'
+import { lockImage } from '../storage/lock.js'
 import { VdiskError } from '../util/errors.js'
 import { randomGuid } from '../util/guid.js'
 import { closeLayers, imageFile, openChain } from './chain.js'
@@ -29,7 +33,7 @@ function isSame(a: string, b: string): boolean {
  * @param overlay path of the overlay, which is made where it is missing; undefined: a file that nobody sees, and that is
  * gone when the image is closed
  * @param options those of the image; `readOnly` that of the overlay
- * @throws USAGE where the overlay belongs to another image, ACCESS for an encrypted one without a passphrase, and what creating and opening throw
+ * @throws USAGE where the overlay belongs to another image, or to what this one was, ACCESS for an encrypted one without a passphrase, and what creating and opening throw
  */
 export function openOverlay(image: string, overlay: string | undefined, options: OpenOptions = {}): Image {
   if (options.snapshot !== undefined)
@@ -40,8 +44,27 @@ export function openOverlay(image: string, overlay: string | undefined, options:
   try {
     return openOver(path, below, overlay === undefined, options)
   } catch (error) {
-    if (made && existsSync(path)) unlinkSync(path)
+    if (made) removeUnused(path, overlay === undefined)
     throw error
+  }
+}
+
+/**
+ * Takes an overlay away that was made in vain. Another program may have found it meanwhile: then it is that one's, and
+ * stays. Who opens it after the look at the lock sees in `openOver` that it has no name any more.
+ */
+function removeUnused(path: string, temporary: boolean): void {
+  if (!existsSync(path)) return
+  try {
+    const storage = openFile(path)
+    try {
+      // What is temporary has a name that nobody else knows.
+      if (lockImage(storage, { write: true }) || temporary) unlinkSync(path)
+    } finally {
+      storage.close()
+    }
+  } catch {
+    // Somebody has it. Why it was made in vain is what the user should be told.
   }
 }
 
@@ -50,7 +73,7 @@ function prepare(path: string, below: string, temporary: boolean, options: OpenO
   const { backingDirs = [], format } = options
   if (isSame(path, below)) throw new VdiskError('USAGE', 'an image cannot be its own overlay', { path })
   if (!temporary && (existsSync(path) || options.readOnly)) {
-    refuseForeign(path, below)
+    refuseForeign(path, below, options)
     return false
   }
   const backing = backingAt(resolve(below), format, { backingDirs })
@@ -65,13 +88,14 @@ function prepare(path: string, below: string, temporary: boolean, options: OpenO
     backing: backing.path,
     backingFormat: backing.format,
     backingDirs,
+    recordBacking: true,
     durable: !temporary,
   })
   return true
 }
 
 /** Before it is opened as a disk, so that nothing is changed in it. @throws USAGE */
-function refuseForeign(path: string, below: string): void {
+function refuseForeign(path: string, below: string, options: OpenOptions): void {
   const layers = openChain(path, { ...chainOptions({ readOnly: true, lock: false }), parents: false })
   try {
     const { format, opened } = layers[0]!
@@ -81,9 +105,39 @@ function refuseForeign(path: string, below: string): void {
     if (!opened.parent) throw fail(`it is an image of its own, and no overlay of ${below}`)
     if (!opened.parent.candidates.some((candidate) => isSame(candidate, below)))
       throw fail(`it is an overlay of ${opened.parent.name}, and not of ${below}`)
+    refuseOther(path, below, opened.parent, options)
   } finally {
     closeLayers(layers)
   }
+}
+
+/** The image below has the right name: whether it is read as it was, and is what it was. @throws USAGE */
+function refuseOther(path: string, below: string, parent: ParentRequest, options: OpenOptions): void {
+  const { backingDirs = [], warn } = options
+  const [given, said] = [options.format, parent.format].map((name) => name && findFormat(name).name)
+  if (given && said && given !== said)
+    throw new VdiskError('USAGE', `it says that ${below} is ${said}, and --format says ${given}`, { path })
+  const { recorded } = parent
+  if (!recorded) {
+    if (statSync(below).mtimeMs > statSync(path).mtimeMs)
+      warn?.(`${path}: ${below} was written after its overlay: what the overlay shows may be a mixture`)
+    return
+  }
+  const { format, record } = backingAt(resolve(below), said || given, { backingDirs })
+  if (record!.size === recorded.size && record!.mtimeMs === recorded.mtimeMs) return
+  const found = `${below} has ${describe(record!)}; expected ${describe(recorded)}, as when the overlay was made`
+  const remedy = `if that is meant, say so: vdiskfs rebase -u -F ${format} -b ${below} ${path}`
+  throw new VdiskError('USAGE', `${found}; ${remedy}`, { path })
+}
+
+function describe({ size, mtimeMs }: ParentRecord): string {
+  return mtimeMs > 0 ? `${size} bytes, written ${new Date(mtimeMs).toISOString()}` : `${size} bytes`
+}
+
+/** False for a file that was removed by whoever made it, after it was opened. */
+function hasName(image: Image): boolean {
+  const file = image.handle().files[0]!
+  return file.kind !== 'file' || fstatSync(file.fd).nlink > 0
 }
 
 function openOver(path: string, below: string, temporary: boolean, options: OpenOptions): Image {
@@ -103,6 +157,8 @@ function openOver(path: string, below: string, temporary: boolean, options: Open
     if (opened.size < size)
       options.warn?.(`${path}: it was made when ${below} had ${opened.size} bytes; it has ${size} now`)
     if (temporary) unlinkSync(path)
+    else if (!hasName(opened))
+      throw new VdiskError('NOT_FOUND', 'another mount has just made it and taken it away again: try again', { path })
     return opened
   } catch (error) {
     opened.abandon()

@@ -1,5 +1,6 @@
 /** What the library gives to other programs, where that is less, or said otherwise, than what this program needs. */
 
+import { setImmediate } from 'node:timers/promises'
 import type { Format } from '../formats/driver.js'
 import type { OptionValue } from '../formats/options.js'
 import { formats as registry } from '../formats/registry.js'
@@ -8,6 +9,9 @@ import { type CreateOptions as Creation, createImage as create } from './create.
 import type { Image } from './image.js'
 import { type MapEntry, runs } from './map.js'
 import { openImage as open, type Secret } from './open.js'
+
+/** After so long the async iterator of a disk lets others have a turn. */
+const LONGEST_TURN_MS = 10
 
 /** Options of a format: `{ block_size: '1M', subformat: 'fixed' }`, or `['block_size=1M']`. */
 export type FormatOptions = readonly string[] | Readonly<Record<string, Exclude<OptionValue, undefined>>>
@@ -126,6 +130,21 @@ export class Disk {
   }
 
   /**
+   * The same, for `for await`: between two pieces of the map other work of the program goes on, as finding them may take
+   * reading.
+   */
+  async *[Symbol.asyncIterator](): AsyncGenerator<MapEntry, void, undefined> {
+    let asked = performance.now()
+    for (const entry of this.map()) {
+      if (performance.now() - asked > LONGEST_TURN_MS) {
+        await setImmediate()
+        asked = performance.now()
+      }
+      yield entry
+    }
+  }
+
+  /**
    * Makes everything durable, ends the image cleanly, and closes its files. Closing it again does nothing.
    * @throws what making it durable throws; the files are closed all the same
    */
@@ -155,7 +174,7 @@ export function openImage(path: string, options: OpenOptions = {}): Disk {
   return new Disk(open(path, options))
 }
 
-export interface CreateOptions extends Omit<Creation, 'options' | 'durable' | 'mode' | 'onMaking'> {
+export interface CreateOptions extends Omit<Creation, 'options' | 'durable' | 'mode' | 'onMaking' | 'recordBacking'> {
   /** What `vdiskfs create --help` lists for the format. */
   readonly options?: FormatOptions
 }

@@ -1,5 +1,6 @@
 /** Puts an image over another parent, so that it shows what it did (or, where that is asked for, without a look). */
 
+import { realpathSync } from 'node:fs'
 import { resolve } from 'node:path'
 import type { Backing } from '../formats/driver.js'
 import { VdiskError } from '../util/errors.js'
@@ -9,6 +10,7 @@ import { isZero } from './convert/zeros.js'
 import { backingAt, namedBacking } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, openImage, type Secret } from './open.js'
+import { refuseSnapshots } from './snapshots.js'
 
 /** Compared at a time; what differs in it is written as a whole. */
 const PIECE = MiB / 16
@@ -19,6 +21,8 @@ export interface RebaseOptions {
   readonly backingFormat?: string | undefined
   /** Only the image's word about its parent is changed: the parent was moved, or has another format or content. */
   readonly unsafe?: boolean
+  /** It is done although the image has snapshots inside, which will not show what they did. */
+  readonly force?: boolean
   readonly format?: string | undefined
   readonly backingDirs?: readonly string[]
   /** The passphrase of the image and its parents. */
@@ -30,17 +34,18 @@ export interface RebaseOptions {
 /**
  * First everything is written into the image that the new parent does not hold as the old one did, and made durable;
  * then the new parent is named.
- * @throws USAGE for a parent that it cannot have, UNSUPPORTED where its format has no parents, and as opening both
+ * @throws USAGE for a parent that it cannot have, and for snapshots inside, see `force`; UNSUPPORTED where its format has no parents, and as opening both
  */
 export function rebaseImage(path: string, options: RebaseOptions): void {
-  const { format, backingDirs = [], warn, unsafe = false } = options
+  const { format, backingDirs = [], warn, unsafe = false, force = false } = options
   const opening = { format, backingDirs, ...(warn && { warn }) }
   const backing = findBacking(options)
   // A look at what is possible, before anything is written.
   change(path, { ...opening, readOnly: true }, (layers) => {
     const { format: kind, opened, storage, files } = layers[0]!
     if (!kind.rebase) throw new VdiskError('UNSUPPORTED', `images of format ${kind.name} have no parents`, { path })
-    kind.rebase(opened.layout, [storage, ...files], { path: resolve(path), backing, look: true })
+    kind.rebase(opened.layout, [storage, ...files], { path: realpathSync(path), backing, look: true })
+    if (!unsafe && !force && (backing || opened.parent)) refuseSnapshots(layers[0]!)
   })
   if (!unsafe) {
     if (backing) refuseDescendant(path, backing, options)
@@ -48,7 +53,8 @@ export function rebaseImage(path: string, options: RebaseOptions): void {
   }
   change(path, { ...opening, readOnly: false }, ([layer]) => {
     const { format: kind, opened, storage, files } = layer!
-    kind.rebase!(opened.layout, [storage, ...files], { path: resolve(path), backing })
+    // Names in it are relative to where it is, and not to where a link to it is.
+    kind.rebase!(opened.layout, [storage, ...files], { path: realpathSync(path), backing })
   })
 }
 
@@ -79,9 +85,9 @@ function findBacking({ backing, backingFormat, backingDirs = [], unsafe }: Rebas
 /** @throws USAGE where the image is below its new parent, or is it */
 function refuseDescendant(path: string, backing: Backing, { backingDirs = [], secret }: RebaseOptions): void {
   const below = openImage(backing.path, { readOnly: true, lock: false, format: backing.format, backingDirs, secret })
-  const paths = below.paths.map((file) => resolve(file))
+  const paths = below.paths.map((file) => realpathSync(file))
   below.close()
-  if (paths.includes(resolve(path)))
+  if (paths.includes(realpathSync(path)))
     throw new VdiskError('USAGE', `${backing.path} is made over it, so it cannot be its parent`, { path })
 }
 

@@ -3,7 +3,7 @@
 import type { SnapshotFacts, SnapshotTools } from '../formats/driver.js'
 import type { Storage } from '../storage/storage.js'
 import { VdiskError } from '../util/errors.js'
-import { closeLayers, openChain } from './chain.js'
+import { closeLayers, type Layer, openChain } from './chain.js'
 import { chainOptions } from './open.js'
 
 export interface SnapshotOptions {
@@ -51,4 +51,17 @@ export function applySnapshot(path: string, wanted: string, options: SnapshotOpt
 /** @param wanted an id or a name. @throws NOT_FOUND, IN_USE */
 export function deleteSnapshot(path: string, wanted: string, options: SnapshotOptions = {}): void {
   withSnapshots(path, false, options, (tools, layout, files) => tools.delete(layout, files, wanted))
+}
+
+/**
+ * For what changes what an image reads through: the snapshots inside would show something else, as nothing is written
+ * into them. @throws USAGE where there are some, naming them
+ */
+export function refuseSnapshots({ format, opened, storage, files, path }: Layer): void {
+  const snapshots = format.snapshotTools?.list(opened.layout, [storage, ...files]) ?? []
+  if (snapshots.length === 0) return
+  const names = snapshots.map(({ name, id }) => `'${name || id}'`).join(', ')
+  const harm = 'would not show what they do, as they read through its parent'
+  const remedy = 'copy them (convert -l) and delete them first, or say --force'
+  throw new VdiskError('USAGE', `its snapshots ${names} ${harm}: ${remedy}`, { path })
 }

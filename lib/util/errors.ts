@@ -108,6 +108,8 @@ const TEXT_OF_ERRNO: Record<string, string> = {
   EPERM: 'operation not permitted',
   EROFS: 'read-only file system',
   ENOSPC: 'no space left on the device',
+  EBUSY: 'in use: it is mounted, or another program has it for itself',
+  ETXTBSY: 'it is a program that is running',
   EIO: 'input/output error',
 }
 

@@ -101,6 +101,22 @@ t.test('wrong usage: exit 2, one line, nothing on standard output', async (t) =>
   }
 })
 
+t.test('wrong usage of check: exit 1, as 2 says that an image has errors', async (t) => {
+  const none = '/nowhere/none.qcow2'
+  for (const words of [
+    [],
+    ['--bogus', none],
+    ['-r', 'some', none],
+    ['-f', 'none', none],
+    ['--output=xml', none],
+    [none, 'b'],
+  ]) {
+    const { code, out, err } = await call('check', ...words)
+    t.same([code, out], [1, ''], words.join(' '))
+    t.match(err, /^vdiskfs: [^\n]+\n$/, 'one line')
+  }
+})
+
 t.test('what fails: exit 1, one line that names the file', async (t) => {
   for (const command of ['info', 'map']) {
     const { code, out, err } = await call(command, '/nowhere/none.vhd')

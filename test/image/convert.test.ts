@@ -316,3 +316,20 @@ t.test('facts that cannot be printed', (t) => {
   t.equal(err, 'vdiskfs: cannot write standard output: no space left on the device\n')
   t.end()
 })
+
+t.test('-m and -W: any number of threads, and any order, make the same image', async (t) => {
+  const folder = temporaryFolder(t)
+  const raw = rawDisk(folder)
+  const disk = readFileSync(raw)
+  for (const words of [['-m', '1'], ['-m', '4'], ['-W'], ['-m', '7', '-W']])
+    for (const format of ['raw', 'qcow2', 'vhdx']) {
+      const target = join(folder, `target.${format}`)
+      const { code, err } = vdiskfs(['convert', '-f', 'raw', '-O', format, ...words, raw, target])
+      t.same([code, err], [0, ''], `${format} ${words.join(' ')}`)
+      const flat = join(folder, 'flat')
+      must('qemu-img', ['convert', '-f', format, '-O', 'raw', target, flat])
+      t.ok(readFileSync(flat).subarray(0, disk.length).equals(disk))
+    }
+  for (const count of ['0', '65', 'x'])
+    t.match(vdiskfs(['convert', '-m', count, raw, join(folder, 'none')]), { code: 2, err: /--threads \w+: expected/ })
+})

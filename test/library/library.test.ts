@@ -38,6 +38,9 @@ const entries: MapEntry[] = [...disk]
 assert.deepEqual(entries.map(({ start, length, zero }) => [start, length, zero]), [
   [0, MiB, true], [MiB, MiB / 2, false], [1.5 * MiB, 6.5 * MiB, true],
 ])
+const later: MapEntry[] = []
+for await (const entry of disk) later.push(entry)
+assert.deepEqual(later, entries)
 assert.equal([...disk.map(MiB, 10)][0]!.length, 10)
 
 // Errors have a code, and one line that names the file.

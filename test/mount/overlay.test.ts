@@ -9,6 +9,9 @@ import {
   readdirSync,
   readFileSync,
   readSync,
+  rmSync,
+  utimesSync,
+  writeFileSync,
   writeSync,
 } from 'node:fs'
 import { join } from 'node:path'
@@ -17,7 +20,7 @@ import { createImage } from '../../lib/image/create.js'
 import { openImage } from '../../lib/image/open.js'
 import { openOverlay } from '../../lib/image/overlay.js'
 import { listedAt, mountImage, needsMounts, tryMount } from '../support/mounts.js'
-import { must, vdiskfs } from '../support/run.js'
+import { must, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { type TestCase, temporaryFolder } from '../support/temp.js'
 
 // A busy machine is no fault of the program.
@@ -128,4 +131,102 @@ t.test('what is temporary leaves nothing', needsMounts, async (t) => {
   const both = tryMount(t, 'x', ['--temporary', '--overlay', 'y'])
   t.equal(both.code, 2)
   t.notOk(existsSync('y'))
+})
+
+t.test('two make one overlay: it stays that of the one that has it open', async (t) => {
+  const folder = temporaryFolder(t)
+  const base = filled(join(folder, 'base.qcow2'), 'qcow2', 0x61)
+  const path = join(folder, 'overlay.qcow2')
+  let winner: ReturnType<typeof openOverlay> | undefined
+  // Looked at when the overlay was made, and is going to be opened.
+  const options = {
+    get threads(): number {
+      if (existsSync(path) && !winner) winner = openOverlay(base, path)
+      return 1
+    },
+  }
+  t.throws(() => openOverlay(base, path, options), { code: 'IN_USE' })
+  t.ok(existsSync(path), 'it is not taken away')
+  winner!.write(Buffer.from('kept'), 0, 4, 0)
+  winner!.close()
+  const again = openOverlay(base, path)
+  const bytes = Buffer.alloc(4)
+  again.read(bytes, 0, 4, 0)
+  again.close()
+  t.equal(bytes.toString(), 'kept')
+})
+
+/** What is written to its overlay. */
+function writeOver(base: string, overlay: string, format?: string): void {
+  const image = openOverlay(base, overlay, { format })
+  image.write(Buffer.from('over'), 0, 4, 0)
+  image.close()
+}
+
+t.test('an overlay whose image is another one now is refused, and goes on when that is said', async (t) => {
+  const folder = temporaryFolder(t)
+  const at = (name: string) => join(folder, name)
+  const changes: [name: string, change: (base: string) => void, found: RegExp][] = [
+    ['written', (base) => must('qemu-io', ['-c', 'write -q -P 8 0 64k', base]), /has 8388608 bytes, written 20\d\d-/],
+    ['smaller', (base) => vdiskfsMust(['resize', '-q', '--shrink', base, '1M']), /has 1048576 bytes.*expected 8388608/],
+    ['larger', (base) => vdiskfsMust(['resize', '-q', base, '16M']), /has 16777216 bytes.*expected 8388608/],
+    [
+      'replaced',
+      (base) => {
+        rmSync(base)
+        filled(base, 'qcow2', 0x7a)
+      },
+      /has 8388608 bytes/,
+    ],
+  ]
+  for (const [name, change, found] of changes) {
+    const [base, overlay] = [filled(at(`${name}.qcow2`), 'qcow2', 0x61), at(`${name}-overlay.qcow2`)]
+    utimesSync(base, 1e9, 1e9)
+    writeOver(base, overlay)
+    must('qemu-img', ['check', '-q', overlay])
+    const before = readFileSync(overlay)
+    change(base)
+    for (const readOnly of [false, true])
+      t.throws(() => openOverlay(base, overlay, { readOnly }), { code: 'USAGE', message: found }, name)
+    t.throws(() => openOverlay(base, overlay), { message: /vdiskfs rebase -u -F qcow2 -b \S+ \S+overlay\.qcow2$/ })
+    t.ok(readFileSync(overlay).equals(before), 'not a byte was changed')
+    vdiskfsMust(['rebase', '-q', '-u', '-F', 'qcow2', '-b', base, overlay])
+    openOverlay(base, overlay).close()
+    vdiskfsMust(['commit', '-q', overlay])
+    openOverlay(base, overlay).close()
+    must('qemu-io', ['-c', 'read -P 0x6f 0 1', base])
+  }
+})
+
+t.test('an overlay that other programs have changed is still the overlay', async (t) => {
+  const folder = temporaryFolder(t)
+  const [base, overlay] = [filled(join(folder, 'base.raw'), 'raw', 0x61), join(folder, 'overlay.qcow2')]
+  writeOver(base, overlay, 'raw')
+  must('qemu-io', ['-c', 'write -q -P 8 1M 64k', overlay])
+  must('qemu-img', ['resize', '-q', overlay, '16M'])
+  must('qemu-img', ['rebase', '-u', '-F', 'raw', '-b', base, overlay])
+  openOverlay(base, overlay, { format: 'raw' }).close()
+  writeFileSync(base, 'x', { flag: 'r+' })
+  t.throws(() => openOverlay(base, overlay, { format: 'raw' }), { code: 'USAGE', message: /expected 8388608 bytes/ })
+})
+
+t.test('an overlay by another program, whose image was written since, is told', async (t) => {
+  const folder = temporaryFolder(t)
+  const [base, overlay] = [filled(join(folder, 'base.raw'), 'raw', 0x61), join(folder, 'overlay.qcow2')]
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', base, '-F', 'raw', overlay])
+  const warnings: string[] = []
+  const warn = (text: string) => void warnings.push(text)
+  openOverlay(base, overlay, { warn }).close()
+  t.same(warnings, [])
+  utimesSync(overlay, 1e9, 1e9)
+  openOverlay(base, overlay, { warn }).close()
+  t.match(warnings, [/written after its overlay/])
+})
+
+t.test('an overlay over an image that is taken for another format is refused', async (t) => {
+  const folder = temporaryFolder(t)
+  const [base, overlay] = [filled(join(folder, 'base.qcow2'), 'qcow2', 0x61), join(folder, 'overlay.qcow2')]
+  openOverlay(base, overlay).close()
+  t.throws(() => openOverlay(base, overlay, { format: 'raw' }), { code: 'USAGE', message: /is qcow2, .*says raw/ })
+  openOverlay(base, overlay, { format: 'qcow2' }).close()
 })

@@ -210,5 +210,9 @@ t.test('a block device', async (t) => {
   const mountPoint = temporaryFolder(undo)
   run('mount', device, mountPoint)
   undo(() => run('umount', mountPoint))
-  t.throws(() => openFile(device), { code: 'IN_USE', path: device }, 'not while it is mounted')
+  t.throws(
+    () => openFile(device),
+    { code: 'IN_USE', path: device, message: /in use: it is mounted/ },
+    'not while it is mounted',
+  )
 })

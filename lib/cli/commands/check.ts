@@ -30,6 +30,7 @@ function tryToCheck(path: string, repair: Repair, args: Arguments, io: Io): Chec
   try {
     return checkImage(path, {
       format: args.value('format'),
+      ...(args.has('force-share') && { lock: false }),
       repair,
       backingDirs: args.values('backing-dir'),
       warn: (text) => io.err(`vdiskfs: ${text}\n`),
@@ -95,7 +96,7 @@ function text(report: CheckReport): string {
 }
 
 export function details(): string {
-  return `Exit codes: 0 clean, or all was repaired; 1 could not check; 2 errors are left;
-3 only leaks are left; 63 the format has nothing to check.
+  return `Exit codes: 0 clean, or all was repaired; 1 could not check, or wrong usage;
+2 errors are left; 3 only leaks are left; 63 the format has nothing to check.
 `
 }

@@ -13,6 +13,7 @@ export function run(args: Arguments, io: Io): number {
   const bar = progressBar(args, io)
   try {
     const { parent, written } = commitImage(path, {
+      force: args.has('force'),
       format: args.value('format'),
       backingDirs: args.values('backing-dir'),
       secret: secretOf({ file: args.value('secret'), image: path }, io),

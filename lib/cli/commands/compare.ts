@@ -20,6 +20,7 @@ export function run(args: Arguments, io: Io): number {
   try {
     const { sizes, difference } = compareImages(first, second, {
       formats: [args.value('format'), args.value('second-format')],
+      ...(args.has('force-share') && { lock: false }),
       strict: args.has('strict'),
       secret: secretOf({ file: args.value('secret'), image: first }, io),
       secondSecret: secondSecret === undefined ? undefined : readSecret(secondSecret),

@@ -4,12 +4,12 @@ import { findFormat } from '../../formats/registry.js'
 import { convert, MAX_THREADS } from '../../image/convert/convert.js'
 import { parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
+import { describeFormats, formatOptions, optionsHelp } from '../format-options.js'
 import type { Io } from '../io.js'
 import { progressBar } from '../progress.js'
 import { readSecret, secretOf } from '../secret.js'
 import { interruptible } from '../signals.js'
 import { parseCount } from '../values.js'
-import { details as formatOptions } from './create.js'
 
 export function run(args: Arguments, io: Io): Promise<number> {
   const [source, target] = args.positionals as [string, string]
@@ -22,13 +22,12 @@ export function run(args: Arguments, io: Io): Promise<number> {
       await convert(source, target, {
         sourceFormat: args.value('format'),
         format: findFormat(args.value('output-format') ?? 'raw').name,
-        options: args.list('options'),
+        ...formatOptions(args),
         snapshot: args.value('snapshot'),
         secret: secretOf({ file: args.value('secret'), image: source }, io),
         targetSecret: targetSecret === undefined ? undefined : readSecret(targetSecret),
-        backing: args.value('backing'),
-        backingFormat: args.value('backing-format'),
         backingDirs: args.values('backing-dir'),
+        ...(args.has('force-share') && { lock: false }),
         existing: args.has('no-create'),
         compress: args.has('compress'),
         ...(sparse === undefined ? {} : { sparse: parseSize(sparse) }),
@@ -45,6 +44,10 @@ export function run(args: Arguments, io: Io): Promise<number> {
   })
 }
 
+export function answer(args: Arguments): string | undefined {
+  return optionsHelp(args, args.value('output-format') ?? 'raw')
+}
+
 export function details(): string {
-  return formatOptions()
+  return describeFormats()
 }

@@ -1,12 +1,11 @@
 /** `vdiskfs create -f FMT IMAGE [SIZE]`. */
 
-import type { OptionSpec } from '../../formats/options.js'
 import { findFormat, formats } from '../../formats/registry.js'
 import { createImage } from '../../image/create.js'
 import { VdiskError } from '../../util/errors.js'
 import { formatSize, parseSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
-import { table } from '../help.js'
+import { describeFormats, formatOptions, optionsHelp } from '../format-options.js'
 import type { Io } from '../io.js'
 import { secretOf } from '../secret.js'
 
@@ -15,15 +14,14 @@ export function run(args: Arguments, io: Io): number {
   const name = args.value('format')
   if (name === undefined) throw new VdiskError('USAGE', `create needs -f FMT: ${formatNames()}`)
   const format = findFormat(name)
-  const backing = args.value('backing')
-  const options = args.list('options')
+  const { options, backing, backingFormat } = formatOptions(args)
   const { size } = createImage(path, {
     secret: secretOf({ file: args.value('secret'), image: path, chosen: true }, io),
     format: format.name,
     size: sizeText === undefined ? undefined : parseSize(sizeText),
     options,
     backing,
-    backingFormat: args.value('backing-format'),
+    backingFormat,
     unsafe: args.has('unsafe'),
   })
   if (!args.has('quiet')) {
@@ -41,26 +39,10 @@ function formatNames(): string {
   return formats.map((format) => format.name).join(', ')
 }
 
-/** The options of every format, for the help. */
+export function answer(args: Arguments): string | undefined {
+  return optionsHelp(args, args.value('format'))
+}
+
 export function details(): string {
-  return formats
-    .map(({ name, aliases, title, createOptions }) => {
-      const names = [name, ...aliases].join(', ')
-      const rows = createOptions.map((spec): [string, string] => [`${spec.name}=${valueText(spec)}`, helpOf(spec)])
-      return `Format ${names}: ${title}\n${rows.length > 0 ? table(rows) : ''}`
-    })
-    .join('\n')
-}
-
-function valueText(spec: OptionSpec): string {
-  if (spec.type === 'enum') return spec.values.join('|')
-  return { size: 'SIZE', number: 'N', boolean: 'on|off', string: 'TEXT' }[spec.type]
-}
-
-function helpOf(spec: OptionSpec): string {
-  const { help, default: value } = spec
-  if (value === undefined) return help
-  const shown =
-    spec.type === 'size' ? formatSize(value as number) : spec.type === 'boolean' ? (value ? 'on' : 'off') : value
-  return `${help} (${shown})`
+  return describeFormats()
 }

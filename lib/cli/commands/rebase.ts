@@ -17,6 +17,7 @@ export function run(args: Arguments, io: Io): number {
       backing: backing === '' ? undefined : backing,
       backingFormat: args.value('backing-format'),
       unsafe: args.has('unsafe'),
+      force: args.has('force'),
       format: args.value('format'),
       backingDirs: args.values('backing-dir'),
       secret: secretOf({ file: args.value('secret'), image: path }, io),

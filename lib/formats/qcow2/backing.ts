@@ -3,7 +3,7 @@
 import { basename, dirname, isAbsolute, relative, resolve, sep } from 'node:path'
 import { VdiskError } from '../../util/errors.js'
 import type { ParentRequest } from '../driver.js'
-import { ExtensionType, extensionText } from './extensions.js'
+import { backingRecord, ExtensionType, extensionText } from './extensions.js'
 import type { Header } from './header.js'
 
 /** What QEMU calls files, and what is meant by it. */
@@ -51,6 +51,7 @@ export function parentRequest(header: Header, image: string): ParentRequest | un
     path: withoutPrefix(name),
     ...places(name, 'backing file', image),
     format,
+    recorded: backingRecord(header.extensions, image),
     verify(parent, warn) {
       if (format === undefined)
         warn(

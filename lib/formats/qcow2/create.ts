@@ -11,7 +11,7 @@ import type { OptionSpec, OptionValues } from '../options.js'
 import { storedName } from './backing.js'
 import { encryptionOptions, type NewEncryption, newEncryption } from './create-encryption.js'
 import { planImage, preallocate, writeRefcounts, writeTables } from './create-tables.js'
-import { type Extension, ExtensionType, encodeCryptExtension } from './extensions.js'
+import { type Extension, ExtensionType, encodeBackingRecord, encodeCryptExtension } from './extensions.js'
 import { featureNames } from './features.js'
 import {
   Autoclear,
@@ -123,7 +123,8 @@ export function createQcow2(context: CreateContext): void {
   storage.write(bytes, 0, bytes.length, 0)
 }
 
-function newHeader({ path, size: wanted, options, backing }: CreateContext, encryption: NewEncryption): Header {
+function newHeader(context: CreateContext, encryption: NewEncryption): Header {
+  const { path, size: wanted, options, backing, recordBacking } = context
   const clusterBits = Math.log2(options.cluster_size as number)
   const refcountOrder = Math.log2(options.refcount_bits as number)
   const version = options.compat === '0.10' || options.compat === 'v2' ? 2 : 3
@@ -166,6 +167,7 @@ function newHeader({ path, size: wanted, options, backing }: CreateContext, encr
       // Its place is known later.
       ...withCryptHeader([], 0, encryption),
       ...newExtensions(backing, options.data_file as string | undefined),
+      ...(recordBacking && backing?.record ? [encodeBackingRecord(backing.record)] : []),
     ],
     backingName,
   }

@@ -2,6 +2,7 @@
 
 import { VdiskError } from '../../util/errors.js'
 import { Struct, u32, u64 } from '../../util/struct.js'
+import type { ParentRecord } from '../driver.js'
 
 export const ExtensionType = {
   END: 0,
@@ -10,6 +11,8 @@ export const ExtensionType = {
   BITMAPS: 0x23852875,
   CRYPT_HEADER: 0x0537be77,
   DATA_FILE: 0x44415441,
+  /** This program's own (`vdfp`): what the backing file was, see `ParentRecord`. */
+  BACKING_RECORD: 0x76646670,
   /** This program's own (`skip`): what it holds means nothing, and is there while a header changes only. */
   SKIPPED: 0x736b6970,
 } as const
@@ -29,6 +32,8 @@ const BITMAPS = new Struct('QCOW2 bitmaps extension', 24, 'big', {
 })
 
 const CRYPT_HEADER = new Struct('QCOW2 full disk encryption header pointer', 16, 'big', { offset: u64, length: u64 })
+
+const BACKING_RECORD = new Struct('QCOW2 backing record', 16, 'big', { size: u64, mtimeMs: u64 })
 
 const padded = (length: number) => Math.ceil(length / 8) * 8
 
@@ -104,4 +109,14 @@ export function cryptExtension(extensions: readonly Extension[], path: string) {
 
 export function encodeCryptExtension(values: { readonly offset: number; readonly length: number }): Extension {
   return { type: ExtensionType.CRYPT_HEADER, data: CRYPT_HEADER.encode(values) }
+}
+
+/** @throws CORRUPT */
+export function backingRecord(extensions: readonly Extension[], path: string): ParentRecord | undefined {
+  const data = findExtension(extensions, ExtensionType.BACKING_RECORD)
+  return data && BACKING_RECORD.read(data, 0, { path })
+}
+
+export function encodeBackingRecord(record: ParentRecord): Extension {
+  return { type: ExtensionType.BACKING_RECORD, data: BACKING_RECORD.encode({ ...record }) }
 }

@@ -2,12 +2,12 @@
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
-import type { RebaseContext } from '../driver.js'
+import type { Backing, RebaseContext } from '../driver.js'
 import { storedName } from './backing.js'
 import { aroundChange } from './bitmap-tools.js'
 import { backingFormat } from './create.js'
 import { Edit } from './edit.js'
-import { ExtensionType } from './extensions.js'
+import { type Extension, ExtensionType, encodeBackingRecord } from './extensions.js'
 import { Autoclear, encodeHeader, type Header, MAX_BACKING_NAME, readHeader } from './header.js'
 import { changeHeader } from './header-change.js'
 import { writeDiskFields } from './header-fields.js'
@@ -16,20 +16,32 @@ const ENTRY_BYTES = 8
 
 /** @throws USAGE for a name that is too long, or where the disk cannot be over another one */
 export function rebaseQcow2(storage: Storage, { path, backing, change, look }: RebaseContext): void {
-  // Nothing is kept that the content of the backing file decides.
-  if (change !== undefined) return
+  // What it was before counts until the change is done.
+  if (change === 'before') return
   const header = readHeader(storage)
+  if (change === 'after') {
+    const extensions = withRecord(header, backing)
+    if (extensions !== header.extensions) changeHeader(storage, { ...header, extensions })
+    return
+  }
   const fail = (text: string) => new VdiskError('USAGE', text, { path: storage.path })
   if (backing && header.autoclear.includes(Autoclear.RAW_DATA_FILE))
     throw fail('its data file is a raw image of the whole disk, so it can have no backing file')
   const backingName = backing && Buffer.from(storedName(backing.path, path))
   if (backingName && backingName.length > MAX_BACKING_NAME)
     throw fail(`the backing file's name has ${backingName.length} bytes: expected at most ${MAX_BACKING_NAME}`)
-  const others = header.extensions.filter(({ type }) => type !== ExtensionType.BACKING_FORMAT)
+  const others = withRecord(header, backing).filter(({ type }) => type !== ExtensionType.BACKING_FORMAT)
   const extensions = backing ? [backingFormat(backing), ...others] : others
   const next: Header = { ...header, backingName, extensions }
   if (look) encodeHeader(next, storage.path)
   else changeHeader(storage, next)
+}
+
+/** The extensions of an image: where they tell what the backing file was, they tell it of this one. */
+function withRecord({ extensions }: Header, backing: Backing | undefined): readonly Extension[] {
+  const others = extensions.filter(({ type }) => type !== ExtensionType.BACKING_RECORD)
+  if (others.length === extensions.length) return extensions
+  return backing?.record ? [...others, encodeBackingRecord(backing.record)] : others
 }
 
 /** A new L1 table with nothing in it; snapshots keep what they have. The order of writes is `Edit`'s. */

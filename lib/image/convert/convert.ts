@@ -15,7 +15,7 @@ import { MAX_GRANULE } from './zeros.js'
 
 /** qemu-img's. */
 const DEFAULT_SPARSE = 4096
-const MIN_SPARSE = 512
+const SPARSE_UNIT = 512
 /** Threads that can be asked for. */
 export const MAX_THREADS = 64
 
@@ -33,10 +33,12 @@ export interface ConvertOptions {
   readonly backingFormat?: string | undefined
   /** The target's data is compressed, where its format can do that. */
   readonly compress?: boolean
-  /** Zeros are left out where at least so many bytes of them are together, a power of two; 0: none are. Default 4096. */
+  /** Zeros are left out where at least so many bytes of them are together, a multiple of 512; 0: none are. Default 4096. */
   readonly sparse?: number
   /** The target exists, and is written into; it is not made, and not removed where something fails. */
   readonly existing?: boolean
+  /** False: the source is read without a lock, although somebody may be writing it. */
+  readonly lock?: boolean
   readonly backingDirs?: readonly string[]
   /** Threads that copy; default: one for each processor where that pays. */
   readonly threads?: number | undefined
@@ -68,8 +70,16 @@ export async function convert(source: string, target: string, options: ConvertOp
     throw new VdiskError('USAGE', `the format ${options.backingFormat} of a parent is given, and no parent`, {
       path: target,
     })
-  const { backingDirs = [], warn, snapshot, secret } = options
-  const opening = { readOnly: true, format: options.sourceFormat, snapshot, backingDirs, secret, ...(warn && { warn }) }
+  const { backingDirs = [], warn, snapshot, secret, lock } = options
+  const opening = {
+    readOnly: true,
+    lock,
+    format: options.sourceFormat,
+    snapshot,
+    backingDirs,
+    secret,
+    ...(warn && { warn }),
+  }
   const threads = options.threads ?? 1 + MAX_WORKERS
   const crew = new Crew()
   crew.grow(options.threads ? threads - 1 : workersForFile(source))
@@ -94,9 +104,9 @@ export async function convert(source: string, target: string, options: ConvertOp
 
 /** @throws USAGE */
 function checkSparse(sparse: number): number {
-  const right = sparse === 0 || (sparse >= MIN_SPARSE && Number.isInteger(Math.log2(sparse)))
+  const right = Number.isSafeInteger(sparse) && sparse >= 0 && sparse % SPARSE_UNIT === 0
   if (right) return Math.min(sparse, MAX_GRANULE)
-  throw new VdiskError('USAGE', `sparse size ${sparse}: expected 0, or a power of two of at least ${MIN_SPARSE}`)
+  throw new VdiskError('USAGE', `sparse size ${sparse}: expected 0, or a multiple of ${SPARSE_UNIT}`)
 }
 
 type Settings = Omit<CopySettings, 'blank'>

@@ -4,7 +4,18 @@
  * removed.
  */
 
-import { chmodSync, chownSync, realpathSync, renameSync, type Stats, statSync, truncateSync, unlinkSync } from 'node:fs'
+import {
+  accessSync,
+  chmodSync,
+  chownSync,
+  constants,
+  realpathSync,
+  renameSync,
+  type Stats,
+  statSync,
+  truncateSync,
+  unlinkSync,
+} from 'node:fs'
 import { dirname, join } from 'node:path'
 import { openFile } from '../../storage/file.js'
 import { lockImage } from '../../storage/lock.js'
@@ -33,6 +44,18 @@ export function refuseSame(target: string, sources: readonly string[]): void {
   }
 }
 
+/** @throws ACCESS where nothing can be made in the folder of a file that is to be replaced */
+function checkFolder(file: string, path: string): void {
+  const folder = dirname(file)
+  try {
+    accessSync(folder, constants.W_OK | constants.X_OK)
+  } catch (cause) {
+    const why = `what is there is replaced by a new file beside it, and nothing can be made in ${folder}`
+    const remedy = 'give another TARGET or, to overwrite a disk of at least that size in place, say -n'
+    throw new VdiskError('ACCESS', `${why}: ${remedy}`, { path, cause })
+  }
+}
+
 /** Bits of st_mode that chmod(2) takes. */
 const PERMISSIONS = 0o7777
 /** Nobody else may look into a file whose owner and permissions are not yet those of the one that it will replace. */
@@ -51,11 +74,12 @@ export class NewFile {
 
   /**
    * Makes nothing yet.
-   * @throws IN_USE where there is an image that somebody uses, USAGE where there is no file but something else
+   * @throws ACCESS where no file can be made beside the one that is there, IN_USE where there is an image that somebody uses, USAGE where there is no file but something else
    */
   constructor(path: string) {
     this.#oldStats = statOf(path)
     const exists = this.#oldStats !== undefined
+    if (exists) checkFolder(realpathSync(path), path)
     // Of a link, the file that it leads to is replaced.
     this.#path = exists ? realpathSync(path) : path
     this.#old = exists ? openFile(this.#path, { readOnly: false }) : undefined
