@@ -1,6 +1,6 @@
 /** Writing and zeroing: in place where that can be, freeing whole blocks, and with places of their own for the rest. */
 
-import { type Driver, type FileRef, Kind } from '../formats/driver.js'
+import { type Driver, type Extent, type FileRef, Kind } from '../formats/driver.js'
 import type { Metadata } from '../metadata/metadata.js'
 import type { Changes } from './changes.js'
 import { type EncryptedData, sectorEnd, sectorStart } from './encrypted.js'
@@ -67,14 +67,25 @@ export class Writer {
       while (done < length) {
         const e = this.#reader.locate(offset + done, length - done)
         if (e.kind !== Kind.DATA || !e.writable || this.#reader.depth !== 0) break
-        this.#files[e.file]!.storage.write(buffer, at + done, e.length, e.offset)
-        this.#metadata.wrote(e.file)
+        this.#inTurn(buffer, at + done, e)
         done += e.length
       }
     } finally {
       epochs.leave()
     }
     return done
+  }
+
+  #inTurn(buffer: Uint8Array, at: number, { file, length, offset }: Extent): void {
+    const { turns } = this.#metadata
+    const { storage } = this.#files[file]!
+    turns.take(file)
+    try {
+      storage.write(buffer, at, length, offset)
+    } finally {
+      turns.give(file)
+    }
+    this.#metadata.wrote(file)
   }
 
   /** As `#overwrite`, and zeros where `buffer` is undefined. Of two writers of one sector the second waits. */

@@ -14,6 +14,7 @@ import { Filler, PageMiss } from './fill.js'
 import { Epochs, Mutex, nap, Ranges, RwLock } from './lock.js'
 import { Control, HITS_STRIDE, type SharedShape, type SharedViews, viewShared } from './shared.js'
 import { SpaceList } from './space.js'
+import { Turns } from './turns.js'
 import { WriteBack } from './write-back.js'
 
 /**
@@ -45,6 +46,7 @@ export class Metadata {
   readonly cache: PageCache
   readonly space: SpaceList
   readonly writeBack: WriteBack
+  readonly turns: Turns
   /** Filled in by who throws it. */
   readonly miss: PageMiss
   readonly shape: SharedShape
@@ -87,6 +89,7 @@ export class Metadata {
       views.control,
       writable.map((file) => files[file]!),
     )
+    this.turns = new Turns(views.turns, thread)
     this.#committer = new Committer(this, views, files, writable, writeOut)
     this.#sectorLimit = views.stagedFile.length
     this.#pageLimit = shape.pages * DIRTY_PART
@@ -290,6 +293,7 @@ export class Metadata {
       v.filling[thread] === 0 &&
       v.reserved[thread] === 0
     if (!clean) this.lock.poison()
+    this.turns.died(thread)
     this.epochs.died(thread)
     this.ranges.died(thread)
   }

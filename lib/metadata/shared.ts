@@ -78,6 +78,8 @@ export interface SharedViews {
   readonly hits: Float64Array
   /** 1 where a file was written since its last sync, a file. */
   readonly unsynced: Int32Array
+  /** The thread that writes to a file, from 1 on; 0 for none, a file. */
+  readonly turns: Int32Array
   readonly state: Float64Array
   /** Hash chains: first page slot of a bucket + 1, next slot + 1. */
   readonly heads: Int32Array
@@ -148,6 +150,7 @@ function carve(shape: Omit<SharedShape, 'buffer'>, c: Carver): SharedViews {
     filling: c.i32(threads),
     hits: c.f64(threads * HITS_STRIDE),
     unsynced: c.i32(files),
+    turns: c.i32(files),
     state: c.f64(stateNumbers),
     heads: c.i32(pages),
     next: c.i32(pages),
