@@ -2,7 +2,7 @@ import { statSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import type { Finding } from '../../../lib/formats/driver.js'
-import { checkImage as checkStorage, repairRefcounts } from '../../../lib/formats/qcow2/check.js'
+import { checkImage as checkStorage } from '../../../lib/formats/qcow2/check.js'
 import { type CheckReport, checkImage } from '../../../lib/image/check.js'
 import { openImage, openStorages } from '../../../lib/image/open.js'
 import { createSnapshot, deleteSnapshot, listSnapshots } from '../../../lib/image/snapshots.js'
@@ -488,20 +488,6 @@ t.test('the dirty and the corrupt bit', async (t) => {
   t.equal(codeOf(checkImage(path, { repair: 'all' })), 0)
   change(path, (b) => t.equal(b.u64(72), 0))
   t.equal(qemuCheck(path).code, 0)
-})
-
-t.test('an image that was left dirty is mended when it is opened for writing', async (t) => {
-  const path = image(t, 'lazy_refcounts=on')
-  change(path, (b) => b.set64(72, 1).set16(b.refcountOf(b.u64(b.l2)), 0))
-  const memory = inMemory(path)
-  repairRefcounts(memory)
-  toFile(memory, path)
-  t.equal(qemuCheck(path).code, 0)
-  const broken = inMemory(path)
-  const overlap = Buffer.alloc(8)
-  overlap.writeBigUInt64BE(1n << 32n)
-  broken.write(overlap, 0, 8, 40)
-  t.throws(() => repairRefcounts(broken), { code: 'CORRUPT', message: /left in use, and cannot be mended: .*L1 table/ })
 })
 
 t.test('snapshots: a version 3 entry that lacks the size of the disk', async (t) => {
