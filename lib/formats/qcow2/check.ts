@@ -210,7 +210,7 @@ class Check {
       const next = recount.broken ? refcount : wanted
       if (next === references) return next
       // In use by what is lost, perhaps: it stays so in refcounts that are made anew, too.
-      if (this.#m.lost && refcount > references) counts.add(cluster, Use.DATA, refcount - references)
+      if (this.#m.keepsLeaks && refcount > references) counts.add(cluster, Use.DATA, refcount - references)
       else if (this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
       return next
     })
@@ -286,7 +286,7 @@ class Runs {
 
   get #repaired(): boolean {
     if (this.#references > this.#most) return false
-    return this.#refcount > this.#references ? (this.#m.all || this.#m.leaks) && !this.#m.lost : this.#m.all
+    return this.#refcount > this.#references ? (this.#m.all || this.#m.leaks) && !this.#m.keepsLeaks : this.#m.all
   }
 
   /** Reports the run that was begun. */

@@ -56,11 +56,12 @@ export class EntryWalk {
   }
 
   /** How an entry is mended whose data are nowhere: what they were reads as zeros, and not as an old parent. */
-  #dropped({ zero, data }: Subclusters): Pick<Fault, 'replace' | 'copy'> {
+  #dropped({ zero, data }: Subclusters): Pick<Fault, 'replace' | 'copy' | 'loses'> {
     const { extendedL2, version, shows, clusterSize } = this.#shape
-    if (extendedL2) return { replace: Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)]) }
-    if (!shows) return { replace: entryBytes(0, version < 3 ? 0 : ZERO) }
-    return { copy: { from: undefined, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to)) } }
+    const loses = true
+    if (extendedL2) return { loses, replace: Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)]) }
+    if (!shows) return { loses, replace: entryBytes(0, version < 3 ? 0 : ZERO) }
+    return { loses, copy: { from: undefined, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to)) } }
   }
 
   #compressed(at: number, guest: number, high: number, low: number, { zero, data }: Subclusters): void {
