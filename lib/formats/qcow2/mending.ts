@@ -7,6 +7,7 @@ import type { Storage } from '../../storage/storage.js'
 import { MiB } from '../../util/sizes.js'
 import type { Finding, Repair } from '../driver.js'
 import { type Counts, Use } from './counts.js'
+import { withoutUnknown } from './features.js'
 import { Incompatible, readFeatures, writeFeatures } from './header.js'
 import { FreeClusters, noneForSure } from './inside.js'
 import type { Copy, Fault, Shape } from './walk.js'
@@ -86,6 +87,7 @@ export class Mending {
   }
 
   #write(features: readonly number[]): void {
+    withoutUnknown(this.storage)
     writeFeatures(this.storage, 'incompatible', features)
     this.storage.sync()
   }

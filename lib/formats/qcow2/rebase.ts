@@ -8,6 +8,7 @@ import { aroundChange } from './bitmap-tools.js'
 import { backingFormat } from './create.js'
 import { Edit } from './edit.js'
 import { ExtensionType } from './extensions.js'
+import { autoclearKept } from './features.js'
 import { Autoclear, encodeHeader, type Header, MAX_BACKING_NAME, readHeader } from './header.js'
 import { changeHeader } from './header-change.js'
 import { writeDiskFields } from './header-fields.js'
@@ -29,7 +30,7 @@ export function rebaseQcow2(storage: Storage, { path, backing, change, look }: R
   const extensions = backing ? [backingFormat(backing), ...others] : others
   const next: Header = { ...header, backingName, extensions }
   if (look) encodeHeader(next, storage.path)
-  else changeHeader(storage, next)
+  else changeHeader(storage, { ...next, autoclear: autoclearKept(header, true) })
 }
 
 /** A new L1 table with nothing in it; snapshots keep what they have. The order of writes is `Edit`'s. */
