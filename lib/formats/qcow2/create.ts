@@ -96,7 +96,9 @@ export function createQcow2(context: CreateContext): void {
   const header = newHeader(context, encryption)
   const { options, backing } = context
   const dataPath = options.data_file === undefined ? undefined : resolve(options.data_file as string)
-  const preallocation = options.data_file_raw ? 'metadata' : (options.preallocation as string)
+  const asked = options.preallocation as string
+  // What a raw file has is there from the start.
+  const preallocation = options.data_file_raw && asked === 'off' ? 'metadata' : asked
   const plan = planImage(header, {
     preallocated: preallocation !== 'off',
     external: dataPath !== undefined,

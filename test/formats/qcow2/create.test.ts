@@ -121,6 +121,19 @@ t.test('a chain can be moved', async (t) => {
   t.equal(info(join(folder, 'side', 'up.qcow2'))['backing-filename'], join(folder, 'apart.qcow2'))
 })
 
+t.test('preallocation of a raw data file', async (t) => {
+  const folder = temporaryFolder(t)
+  for (const kind of ['off', 'metadata', 'falloc', 'full']) {
+    const data = join(folder, `${kind}.raw`)
+    const options = [`data_file=${data}`, 'data_file_raw=on', `preallocation=${kind}`]
+    createImage(join(folder, `${kind}.qcow2`), { format: 'qcow2', size: 3 * MiB, options })
+    qemuCheck(join(folder, `${kind}.qcow2`))
+    const { size, blocks } = statSync(data)
+    t.equal(size, 3 * MiB)
+    t.equal(512 * blocks >= size, kind === 'falloc' || kind === 'full', kind)
+  }
+})
+
 t.test('data files', async (t) => {
   const folder = temporaryFolder(t)
   for (const raw of ['on', 'off']) {
