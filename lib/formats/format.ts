@@ -43,6 +43,8 @@ export interface CreateContext {
   /** The passphrase of the new image, where it is to be encrypted; undefined: there is none. */
   secret?(): Uint8Array | undefined
   readonly backing: Backing | undefined
+  /** Is told of every further file, when it was made: it is removed where the image is not completed. */
+  madeFile?(path: string): void
   /** What `Format.prepare` gave, where it was called. */
   readonly prepared?: unknown
 }

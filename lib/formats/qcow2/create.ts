@@ -119,7 +119,7 @@ export function createQcow2(context: CreateContext): void {
   if (encryption.luks) storage.write(encryption.luks, 0, encryption.luks.length, plan.crypt)
   if (preallocation !== 'off') writeTables(storage, header, plan, backing !== undefined)
   const size = header.size
-  if (dataPath !== undefined) createDataFile(dataPath, size, preallocation, options.data_file_raw === true)
+  if (dataPath !== undefined) createDataFile(context, dataPath, size, preallocation)
   else preallocate(storage, plan.data, plan.end - plan.data, preallocation)
   storage.sync()
   storage.write(bytes, 0, bytes.length, 0)
@@ -237,10 +237,11 @@ function withFeatureNames(header: Header, path: string): Header {
 }
 
 /** A new file, which must not exist: what is in it would be lost. */
-function createDataFile(path: string, size: number, preallocation: string, raw: boolean): void {
+function createDataFile(context: CreateContext, path: string, size: number, preallocation: string): void {
   const storage = openFile(path, { readOnly: false, create: true })
+  context.madeFile?.(path)
   try {
-    if (raw || preallocation !== 'off') storage.truncate(size)
+    if (preallocation !== 'off') storage.truncate(size)
     preallocate(storage, 0, size, preallocation)
     storage.sync()
   } finally {
