@@ -113,16 +113,21 @@ export class EntryWalk {
       this.#report('subclusters', 'has subclusters that are data and zeros at once', at, guest, {
         replace: Buffer.concat([sound(), entryBytes(zero & ~data, data)]),
       })
-    if (this.#shape.dataFile) this.#external(at, guest, high, low)
+    if (this.#shape.dataFile) this.#external(at, guest, high, low, subclusters)
     else if (offset !== 0) this.#host(at, guest, high, low, subclusters)
-    else if (data !== 0)
-      this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, this.#dropped(subclusters))
+    else this.#nowhere(at, guest, subclusters)
+  }
+
+  #nowhere(at: number, guest: number, subclusters: Subclusters): void {
+    if (subclusters.data === 0) return
+    this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, this.#dropped(subclusters))
   }
 
   /** In a data file, data is where it is on the disk. */
-  #external(at: number, guest: number, high: number, low: number): void {
+  #external(at: number, guest: number, high: number, low: number, subclusters: Subclusters): void {
     const offset = hostOffset(high, low)
     const allocated = offset !== 0 || (high & COPIED) !== 0
+    if (!allocated) this.#nowhere(at, guest, subclusters)
     if (allocated && this.#seen) this.#count(offset)
     if (allocated && offset !== guest)
       this.#report('l2-entry', `is said to be at byte ${offset} of the data file`, at, guest, {

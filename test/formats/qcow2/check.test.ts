@@ -535,6 +535,22 @@ t.test('subclusters', async (t) => {
   t.same(differences(path, ...ALL, 'read -P 0 6400k 64k'), [])
 })
 
+t.test('subclusters of data that are not allocated, with a data file', async (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, '8M', `extended_l2=on,cluster_size=64k,data_file=${path}.data`)
+  io(path, 'write -P 1 0 1M', 'write -P 2 4M 64k')
+  change(path, (b) => b.set64(b.l2 + 16 * 100 + 8, 1))
+  const found = checkImage(path)
+  t.same(kinds(found.findings), ['l2-entry'])
+  t.equal(codeOf(checkImage(path, { repair: 'all' })), 0)
+  t.same(checkImage(path).findings, [])
+  t.equal(qemuCheck(path).code, 0)
+  t.same(differences(path, ...ALL, 'read -P 0 6400k 64k'), [])
+  const disk = openImage(path, { readOnly: true })
+  disk.read(new Uint8Array(64 * KiB), 0, 64 * KiB, 6400 * KiB)
+  disk.close()
+})
+
 t.test('the dirty and the corrupt bit', async (t) => {
   const path = image(t)
   change(path, (b) => b.set64(72, 3).set16(b.refcountOf(b.u64(b.l2)), 0))
