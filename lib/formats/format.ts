@@ -47,6 +47,8 @@ export interface CreateContext {
   readonly backing: Backing | undefined
   /** The image is to keep `Backing.record`, where its format can do that. */
   readonly recordBacking?: boolean
+  /** Is told of every further file, when it was made: it is removed where the image is not completed. */
+  madeFile?(path: string): void
   /** What `Format.prepare` gave, where it was called. */
   readonly prepared?: unknown
 }

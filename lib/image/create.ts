@@ -1,6 +1,6 @@
 /** Makes new images. */
 
-import { closeSync, fsyncSync, lstatSync, openSync, realpathSync, statSync, unlinkSync } from 'node:fs'
+import { closeSync, fsyncSync, lstatSync, openSync, realpathSync, rmSync, statSync } from 'node:fs'
 import { basename, dirname, join, resolve } from 'node:path'
 import type { Backing, Format } from '../formats/driver.js'
 import { parseOptions } from '../formats/options.js'
@@ -64,16 +64,17 @@ export function createImage(path: string, request: CreateOptions): Created {
   refuseExisting(path)
   const prepared = format.prepare?.(made)
   request.onMaking?.()
+  const files = [path]
   const storage = openFile(path, { readOnly: false, create: true, mode, syncAtClose: !durable })
   try {
     lockImage(storage, { write: true })
-    format.create({ ...made, storage, prepared })
+    format.create({ ...made, storage, prepared, madeFile: (file) => files.push(file) })
     storage.sync()
     const created = lookAt(storage, made.path, format)
     if (durable) syncFolder(path)
     return created
   } catch (error) {
-    unlinkSync(path)
+    for (const file of files) rmSync(file, { force: true })
     throw error
   } finally {
     storage.close()

@@ -39,11 +39,14 @@ function read(...files: readonly Pages[]): Buffer {
 const all = (bytes: Pages) => Buffer.from(bytes.get(0, bytes.size))
 const wrong = (findings: Finding[]) => findings.filter(({ severity }) => severity === 'corruption')
 
-/** Repairs; then a second repair finds nothing that it mends. */
+/** Repairs; then a second repair finds nothing that it mends, but leaks of what the first gave up, and their flags. */
 function repair(t: Pick<Tap, 'same'>, format: string, ...files: readonly Pages[]): Finding[] {
   const findings = check(format, files[0]!, 'all')
+  const gaveUp = findings.some(({ message }) => message.endsWith('its clusters are kept, as leaks'))
   t.same(
-    check(format, files[0]!, 'all').filter(({ repaired }) => repaired),
+    check(format, files[0]!, 'all').filter(
+      ({ repaired, severity }) => repaired && !(gaveUp && severity !== 'corruption'),
+    ),
     [],
     'nothing is left to be mended',
   )

@@ -201,9 +201,10 @@ function newTable(
   entry: (index: number) => number,
 ): { tableOffset: number; tableSize: number } {
   const { clusterBits } = edit.structure.shape
+  const { path } = edit
   const tableSize = tableSizeFor(size, granularityBits, clusterBits)
   if (tableSize * 2 ** clusterBits > MAX_BITMAP_BYTES)
-    throw new VdiskError('NO_SPACE', `a bitmap of ${tableSize} clusters is too large: a coarser one may do`)
+    throw new VdiskError('NO_SPACE', `a bitmap of ${tableSize} clusters is too large: a coarser one may do`, { path })
   const table = Buffer.alloc(tableSize * ENTRY_BYTES)
   for (let i = 0; i < tableSize; i++) {
     const value = entry(i)
@@ -236,6 +237,26 @@ export function removeBitmap(storage: Storage, name: string): void {
     const found = find(bitmaps, name, storage.path)
     return bitmaps.filter((bitmap) => bitmap !== found)
   })
+}
+
+/**
+ * Before anything is changed: whether the bitmaps can go with another size of the disk.
+ * @throws NO_SPACE where one would be too large, USAGE where no disk of that size can have any
+ */
+export function checkBitmaps(storage: Storage, size: number): void {
+  const { path } = storage
+  const header = readHeader(storage)
+  const { clusterBits } = header
+  const { bitmaps } = readDirectory(storage, header)
+  // QEMU would not open it any more.
+  if (size === 0 && bitmaps.length > 0)
+    throw new VdiskError('USAGE', `a disk of 0 bytes can have no bitmap: remove '${bitmaps[0]!.name}' before`, { path })
+  for (const bitmap of bitmaps) {
+    const bytes = tableSizeFor(size, bitmap.granularityBits, clusterBits) * 2 ** clusterBits
+    if (bytes <= MAX_BITMAP_BYTES || !isUsable(bitmap, header.size, clusterBits)) continue
+    const found = `bitmap '${bitmap.name}' would have ${bytes} bytes with a disk of ${size}`
+    throw new VdiskError('NO_SPACE', `${found}: expected ${MAX_BITMAP_BYTES} at most; remove it before`, { path })
+  }
 }
 
 /**

@@ -12,7 +12,6 @@
  */
 
 import type { Storage } from '../../storage/storage.js'
-import { VdiskError } from '../../util/errors.js'
 import type { CheckTotals } from '../driver.js'
 import { BitmapFlag, bitmapProblem, bitmapsConsistent } from './bitmap-directory.js'
 import { checkCopied } from './copied.js'
@@ -32,20 +31,6 @@ export function checkImage(storage: Storage, options: CheckOptions): CheckTotals
   refuseUnknown(header, storage.path)
   const shape = shapeOf(header)
   return new Check(storage, new Mending(storage, shape, options), shape.clusterSize).run()
-}
-
-/**
- * Brings the refcounts of an image up to date that was left dirty, so that it can be written.
- * @throws CORRUPT where it has faults that cannot be mended
- */
-export function repairRefcounts(storage: Storage): void {
-  let first: string | undefined
-  const found = (finding: { severity: string; repaired: boolean; message: string }) => {
-    if (finding.severity === 'corruption' && !finding.repaired) first ??= finding.message
-  }
-  checkImage(storage, { repair: 'all', found })
-  if (first !== undefined)
-    throw new VdiskError('CORRUPT', `it was left in use, and cannot be mended: ${first}`, { path: storage.path })
 }
 
 /** More are not kept in mind: flags are then judged by the references. */
@@ -225,7 +210,7 @@ class Check {
       const next = recount.broken ? refcount : wanted
       if (next === references) return next
       // In use by what is lost, perhaps: it stays so in refcounts that are made anew, too.
-      if (this.#m.lost && refcount > references) counts.add(cluster, Use.DATA, refcount - references)
+      if (this.#m.keepsLeaks && refcount > references) counts.add(cluster, Use.DATA, refcount - references)
       else if (this.#wrong.size < MAX_WRONG) this.#wrong.set(cluster, next)
       return next
     })
@@ -301,7 +286,7 @@ class Runs {
 
   get #repaired(): boolean {
     if (this.#references > this.#most) return false
-    return this.#refcount > this.#references ? (this.#m.all || this.#m.leaks) && !this.#m.lost : this.#m.all
+    return this.#refcount > this.#references ? (this.#m.all || this.#m.leaks) && !this.#m.keepsLeaks : this.#m.all
   }
 
   /** Reports the run that was begun. */

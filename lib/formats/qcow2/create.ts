@@ -96,7 +96,9 @@ export function createQcow2(context: CreateContext): void {
   const header = newHeader(context, encryption)
   const { options, backing } = context
   const dataPath = options.data_file === undefined ? undefined : resolve(options.data_file as string)
-  const preallocation = options.data_file_raw ? 'metadata' : (options.preallocation as string)
+  const asked = options.preallocation as string
+  // What a raw file has is there from the start.
+  const preallocation = options.data_file_raw && asked === 'off' ? 'metadata' : asked
   const plan = planImage(header, {
     preallocated: preallocation !== 'off',
     external: dataPath !== undefined,
@@ -117,7 +119,7 @@ export function createQcow2(context: CreateContext): void {
   if (encryption.luks) storage.write(encryption.luks, 0, encryption.luks.length, plan.crypt)
   if (preallocation !== 'off') writeTables(storage, header, plan, backing !== undefined)
   const size = header.size
-  if (dataPath !== undefined) createDataFile(dataPath, size, preallocation, options.data_file_raw === true)
+  if (dataPath !== undefined) createDataFile(context, dataPath, size, preallocation)
   else preallocate(storage, plan.data, plan.end - plan.data, preallocation)
   storage.sync()
   storage.write(bytes, 0, bytes.length, 0)
@@ -237,10 +239,11 @@ function withFeatureNames(header: Header, path: string): Header {
 }
 
 /** A new file, which must not exist: what is in it would be lost. */
-function createDataFile(path: string, size: number, preallocation: string, raw: boolean): void {
+function createDataFile(context: CreateContext, path: string, size: number, preallocation: string): void {
   const storage = openFile(path, { readOnly: false, create: true })
+  context.madeFile?.(path)
   try {
-    if (raw || preallocation !== 'off') storage.truncate(size)
+    if (preallocation !== 'off') storage.truncate(size)
     preallocate(storage, 0, size, preallocation)
     storage.sync()
   } finally {

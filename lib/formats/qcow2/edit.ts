@@ -71,6 +71,11 @@ export class Edit {
     if (!complete) fail({ message: 'clusters have no refcounts' })
   }
 
+  /** Of the image. */
+  get path(): string {
+    return this.#storage.path
+  }
+
   /** How often a cluster is referred to now. */
   references(offset: number): number {
     return this.#before.of(offset / this.#clusterSize)

@@ -1,8 +1,9 @@
 /** Feature bits and their names: which of them are known here, and how unknown ones are called. */
 
+import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { type Extension, ExtensionType, findExtension } from './extensions.js'
-import { Autoclear, Compatible, type Header, Incompatible } from './header.js'
+import { Autoclear, Compatible, type Header, Incompatible, readHeader, writeFeatures } from './header.js'
 
 /** The three words of bits, in the numbers that the name table gives them. */
 const Word = { INCOMPATIBLE: 0, COMPATIBLE: 1, AUTOCLEAR: 2 } as const
@@ -56,6 +57,20 @@ export function refuseUnknown({ incompatible, extensions }: Header, path: string
 }
 
 /** The autoclear bits that may stay set when the image is written. */
-export function autoclearKept({ autoclear }: Header, bitmaps: boolean): number[] {
+export function autoclearKept({ autoclear }: Pick<Header, 'autoclear'>, bitmaps: boolean): number[] {
   return autoclear.filter((bit) => known(Word.AUTOCLEAR, bit) && (bit !== Autoclear.BITMAPS || bitmaps))
+}
+
+/**
+ * Before a tool changes an image: autoclear bits that are not known here are cleared, as nobody here keeps true what they
+ * say.
+ * @returns the image
+ */
+export function withoutUnknown(storage: Storage): Storage {
+  const header = readHeader(storage)
+  const kept = autoclearKept(header, true)
+  if (header.version < 3 || kept.length === header.autoclear.length) return storage
+  writeFeatures(storage, 'autoclear', kept)
+  storage.sync()
+  return storage
 }

@@ -7,6 +7,7 @@ import { checkImage } from './check.js'
 import { createOptions, createQcow2 } from './create.js'
 import { newEncryption } from './create-encryption.js'
 import { qcow2Facts } from './facts.js'
+import { withoutUnknown } from './features.js'
 import { hasMagic } from './header.js'
 import type { Qcow2Layout } from './layout.js'
 import { openQcow2 } from './open.js'
@@ -31,22 +32,27 @@ export const qcow2: Format<Qcow2Layout> = {
   bitmaps: {
     list: (_, [image]) => listBitmaps(image!),
     extents: (_, [image], name) => bitmapExtents(image!, name),
-    add: (_, [image], name, granularity) => addBitmap(image!, name, granularity),
-    clear: (_, [image], name) => clearBitmap(image!, name),
-    remove: (_, [image], name) => removeBitmap(image!, name),
+    add: (_, [image], name, granularity) => addBitmap(withoutUnknown(image!), name, granularity),
+    clear: (_, [image], name) => clearBitmap(withoutUnknown(image!), name),
+    remove: (_, [image], name) => removeBitmap(withoutUnknown(image!), name),
   },
   snapshotTools: {
     list: (_, [image]) => listSnapshots(image!),
-    create: (_, [image], name) => createSnapshot(image!, name),
-    apply: (_, [image], wanted) => applySnapshot(image!, wanted),
-    delete: (_, [image], wanted) => deleteSnapshot(image!, wanted),
+    create: (_, [image], name) => createSnapshot(withoutUnknown(image!), name),
+    apply: (_, [image], wanted) => applySnapshot(withoutUnknown(image!), wanted),
+    delete: (_, [image], wanted) => deleteSnapshot(withoutUnknown(image!), wanted),
   },
   resize: (layout, files, size, help) =>
     resizeQcow2(
-      { ...help, layout, storage: files[0]!, dataFile: layout.dataFile && files[layout.dataFile.index] },
+      {
+        ...help,
+        layout,
+        storage: withoutUnknown(files[0]!),
+        dataFile: layout.dataFile && files[layout.dataFile.index],
+      },
       size,
     ),
   rebase: (_, [image], context) => rebaseQcow2(image!, context),
-  empty: ({ dataFile }, files) => emptyQcow2(files[0]!, dataFile && files[dataFile.index]),
+  empty: ({ dataFile }, files) => emptyQcow2(withoutUnknown(files[0]!), dataFile && files[dataFile.index]),
   check: (context) => checkImage(context.storage, context),
 }

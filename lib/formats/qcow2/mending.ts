@@ -7,6 +7,7 @@ import type { Storage } from '../../storage/storage.js'
 import { MiB } from '../../util/sizes.js'
 import type { Finding, Repair } from '../driver.js'
 import { type Counts, Use } from './counts.js'
+import { withoutUnknown } from './features.js'
 import { Incompatible, readFeatures, writeFeatures } from './header.js'
 import { FreeClusters, noneForSure } from './inside.js'
 import type { Copy, Fault, Shape } from './walk.js'
@@ -33,6 +34,8 @@ export class Mending {
   left = 0
   /** Structures cannot be read, so that what they refer to looks unused. */
   lost = false
+  /** Something that says where more is was given up by mending: what looks unused may be that. */
+  gaveUp = false
   /** Entries were changed, so that clusters have to be counted again. */
   changed = false
   readonly storage: Storage
@@ -50,6 +53,11 @@ export class Mending {
     this.#shape = shape
     this.#found = (finding) => found(finding)
     this.#features = shape.version < 3 ? undefined : readFeatures(storage, 'incompatible')
+  }
+
+  /** Leaks stay: they may be all that is left of what is lost. */
+  get keepsLeaks(): boolean {
+    return this.lost || this.gaveUp
   }
 
   report(
@@ -79,6 +87,7 @@ export class Mending {
   }
 
   #write(features: readonly number[]): void {
+    withoutUnknown(this.storage)
     writeFeatures(this.storage, 'incompatible', features)
     this.storage.sync()
   }
@@ -140,8 +149,10 @@ export class Mending {
       this.changed = true
       if (copy) this.#copy(copy, offset)
       else this.write(replace!, offset)
+      this.gaveUp ||= loses === true
     } else if (loses) this.lost = true
-    this.report(severity, what, message, repaired, { offset, repairable, ...(guest !== undefined && { guest }) })
+    const kept = repaired && loses ? '; what it referred to is lost: its clusters are kept, as leaks' : ''
+    this.report(severity, what, message + kept, repaired, { offset, repairable, ...(guest !== undefined && { guest }) })
   }
 
   /** Gives an entry clusters of its own with the same bytes. */

@@ -3,7 +3,6 @@
 import { VdiskError } from '../../util/errors.js'
 import type { OpenContext, Opened, OpenedFile } from '../driver.js'
 import { parentRequest, places } from './backing.js'
-import { repairRefcounts } from './check.js'
 import { type Encryption, openEncryption } from './encryption.js'
 import { ExtensionType, extensionText } from './extensions.js'
 import { refuseUnknown } from './features.js'
@@ -22,6 +21,7 @@ import {
   readHeader,
 } from './header.js'
 import { ENTRY_BYTES, EXTENDED_ENTRY_BYTES, firstState, type Qcow2Layout, SUBCLUSTERS } from './layout.js'
+import { recoverRefcounts } from './recover.js'
 import { findSnapshot, readSnapshots, type Snapshot } from './snapshot-table.js'
 import { trackedBitmaps } from './tracker.js'
 
@@ -101,10 +101,11 @@ export function l1EntriesFor(
 /**
  * Refcounts that were left behind are made right before anything relies on them.
  * @returns the header as it is then
+ * @throws CORRUPT where that is not all that is wrong
  */
 function repairDirty({ storage, warn }: OpenContext, header: Header): Header {
   if (!header.incompatible.includes(Incompatible.DIRTY)) return header
-  repairRefcounts(storage)
+  recoverRefcounts(storage)
   storage.sync()
   warn('it was left in use: its refcounts were made right')
   return readHeader(storage)

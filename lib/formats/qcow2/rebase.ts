@@ -8,6 +8,7 @@ import { aroundChange } from './bitmap-tools.js'
 import { backingFormat } from './create.js'
 import { Edit } from './edit.js'
 import { type Extension, ExtensionType, encodeBackingRecord } from './extensions.js'
+import { autoclearKept } from './features.js'
 import { Autoclear, encodeHeader, type Header, MAX_BACKING_NAME, readHeader } from './header.js'
 import { changeHeader } from './header-change.js'
 import { writeDiskFields } from './header-fields.js'
@@ -34,7 +35,7 @@ export function rebaseQcow2(storage: Storage, { path, backing, change, look }: R
   const extensions = backing ? [backingFormat(backing), ...others] : others
   const next: Header = { ...header, backingName, extensions }
   if (look) encodeHeader(next, storage.path)
-  else changeHeader(storage, next)
+  else changeHeader(storage, { ...next, autoclear: autoclearKept(header, true) })
 }
 
 /** The extensions of an image: where they tell what the backing file was, they tell it of this one. */

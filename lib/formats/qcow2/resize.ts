@@ -8,7 +8,7 @@ import { shorten } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { ResizeHelp } from '../driver.js'
-import { aroundChange } from './bitmap-tools.js'
+import { aroundChange, checkBitmaps } from './bitmap-tools.js'
 import { Edit } from './edit.js'
 import { COPIED, highOf, hostOffset, lowOf, ZERO } from './entries.js'
 import { Autoclear, type Header, MAX_L1_BYTES, readHeader } from './header.js'
@@ -38,6 +38,7 @@ export function resizeQcow2(context: ResizeContext, wanted: number): void {
   const size = Math.ceil(wanted / SECTOR) * SECTOR
   const before = readHeader(storage)
   checkSize(before, size, storage.path)
+  checkBitmaps(storage, size)
   const raw = before.autoclear.includes(Autoclear.RAW_DATA_FILE)
   if (dataFile?.fixedSize && dataFile.size() < size) throw tooSmall(dataFile, size)
   if (size > before.size) clearTail(context, size)

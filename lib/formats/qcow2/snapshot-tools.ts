@@ -3,7 +3,7 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { SnapshotFacts } from '../driver.js'
-import { aroundChange } from './bitmap-tools.js'
+import { aroundChange, checkBitmaps } from './bitmap-tools.js'
 import { checkImage } from './check.js'
 import { Edit } from './edit.js'
 import { COPIED } from './entries.js'
@@ -100,10 +100,12 @@ export function l1EntriesOf(header: Header, size: number): number {
 /**
  * Makes the disk what it was when a snapshot was made, with the size that it had. The snapshot stays, with its VM state.
  * @param wanted its id, or its name
- * @throws NOT_FOUND, USAGE, CORRUPT, NO_SPACE
+ * @throws NOT_FOUND, USAGE, CORRUPT, NO_SPACE; the last also where a bitmap would be too large
  */
 export function applySnapshot(storage: Storage, wanted: string): void {
-  const found = findSnapshot(readSnapshots(storage, readHeader(storage)).snapshots, wanted, storage.path)
+  const header = readHeader(storage)
+  const found = findSnapshot(readSnapshots(storage, header).snapshots, wanted, storage.path)
+  checkBitmaps(storage, found.diskSize ?? header.size)
   // Whoever asks for changes since a backup has to be told of these.
   aroundChange(storage, true, () => apply(storage, found))
 }

@@ -6,7 +6,8 @@ import { MiB } from '../../util/sizes.js'
 import { type Directory, readDirectory, TABLE_RESERVED, TableEntry } from './bitmap-directory.js'
 import { hostOffset } from './entries.js'
 import { cryptExtension } from './extensions.js'
-import { Autoclear, Crypt, FIELD, type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
+import { autoclearKept } from './features.js'
+import { Crypt, FIELD, type Header, Incompatible, MAX_L1_BYTES, readHeader } from './header.js'
 import { snapshotFields } from './header-fields.js'
 import { eachEntry, entryBytes, hexOf } from './pieces.js'
 import type { RefcountPlace } from './recount.js'
@@ -85,8 +86,8 @@ function soundDirectory(storage: Storage, header: Header, fault: OnFault): Direc
 }
 
 /** A fault of the bitmaps that is mended by having none. */
-function givingUp({ autoclear }: Header, what: string, message: string): Fault {
-  const bits = autoclear.filter((bit) => bit !== Autoclear.BITMAPS)
+function givingUp(header: Header, what: string, message: string): Fault {
+  const bits = autoclearKept(header, false)
   const replace = Buffer.alloc(8)
   replace.writeBigUInt64BE(bits.reduce((sum, bit) => sum | (1n << BigInt(bit)), 0n))
   return { severity: 'corruption', what, message, offset: FIELD.autoclear, replace, loses: true }

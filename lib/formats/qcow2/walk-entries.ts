@@ -56,11 +56,12 @@ export class EntryWalk {
   }
 
   /** How an entry is mended whose data are nowhere: what they were reads as zeros, and not as an old parent. */
-  #dropped({ zero, data }: Subclusters): Pick<Fault, 'replace' | 'copy'> {
+  #dropped({ zero, data }: Subclusters): Pick<Fault, 'replace' | 'copy' | 'loses'> {
     const { extendedL2, version, shows, clusterSize } = this.#shape
-    if (extendedL2) return { replace: Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)]) }
-    if (!shows) return { replace: entryBytes(0, version < 3 ? 0 : ZERO) }
-    return { copy: { from: undefined, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to)) } }
+    const loses = true
+    if (extendedL2) return { loses, replace: Buffer.concat([entryBytes(0, 0), entryBytes(zero | data, 0)]) }
+    if (!shows) return { loses, replace: entryBytes(0, version < 3 ? 0 : ZERO) }
+    return { loses, copy: { from: undefined, length: clusterSize, entry: (to) => entryBytes(highOf(to), lowOf(to)) } }
   }
 
   #compressed(at: number, guest: number, high: number, low: number, { zero, data }: Subclusters): void {
@@ -112,16 +113,21 @@ export class EntryWalk {
       this.#report('subclusters', 'has subclusters that are data and zeros at once', at, guest, {
         replace: Buffer.concat([sound(), entryBytes(zero & ~data, data)]),
       })
-    if (this.#shape.dataFile) this.#external(at, guest, high, low)
+    if (this.#shape.dataFile) this.#external(at, guest, high, low, subclusters)
     else if (offset !== 0) this.#host(at, guest, high, low, subclusters)
-    else if (data !== 0)
-      this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, this.#dropped(subclusters))
+    else this.#nowhere(at, guest, subclusters)
+  }
+
+  #nowhere(at: number, guest: number, subclusters: Subclusters): void {
+    if (subclusters.data === 0) return
+    this.#report('l2-entry', 'has subclusters of data, and none is allocated', at, guest, this.#dropped(subclusters))
   }
 
   /** In a data file, data is where it is on the disk. */
-  #external(at: number, guest: number, high: number, low: number): void {
+  #external(at: number, guest: number, high: number, low: number, subclusters: Subclusters): void {
     const offset = hostOffset(high, low)
     const allocated = offset !== 0 || (high & COPIED) !== 0
+    if (!allocated) this.#nowhere(at, guest, subclusters)
     if (allocated && this.#seen) this.#count(offset)
     if (allocated && offset !== guest)
       this.#report('l2-entry', `is said to be at byte ${offset} of the data file`, at, guest, {

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { checkImage as checkStorage } from '../../../lib/formats/qcow2/check.js'
@@ -240,6 +241,40 @@ t.test('refused', async (t) => {
   t.throws(() => addBitmap(large, 'b', 512), { code: 'NO_SPACE' })
   change(path, (b) => b.set64(directoryOf(b), 2 ** 40))
   t.throws(() => addBitmap(path, 'c', undefined), { code: 'CORRUPT' })
+})
+
+t.test('a size with which a bitmap would be too large is refused before anything is changed', async (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, '1M')
+  resizeImage(path, { size: 4 * 2 ** 40 })
+  createSnapshot(path, 'large')
+  resizeImage(path, { size: 2 ** 40, shrink: true })
+  addBitmap(path, 'b', 512)
+  const before = readFileSync(path)
+  const expected = {
+    code: 'NO_SPACE',
+    message: /image.qcow2: bitmap 'b' would have 1073741824 bytes .*: expected 536870912/,
+  }
+  t.throws(() => resizeImage(path, { size: 4 * 2 ** 40 }), expected)
+  t.throws(() => applySnapshot(path, 'large'), expected)
+  t.ok(readFileSync(path).equals(before))
+  t.match(listBitmaps(path), [{ name: 'b', flags: ['auto'] }])
+  t.equal(qemuInfo(path)['virtual-size'], 2 ** 40)
+})
+
+t.test('a snapshot of 0 bytes is not applied over bitmaps, which QEMU would not open', async (t) => {
+  const path = join(temporaryFolder(t), 'image.qcow2')
+  create(path, '0')
+  createSnapshot(path, 'empty')
+  resizeImage(path, { size: MiB })
+  addBitmap(path, 'b', undefined)
+  const expected = { code: 'USAGE', message: /image.qcow2: a disk of 0 bytes can have no bitmap: remove 'b' before/ }
+  t.throws(() => applySnapshot(path, 'empty'), expected)
+  t.match(listBitmaps(path), [{ name: 'b', flags: ['auto'] }])
+  t.equal(qemuInfo(path)['virtual-size'], MiB)
+  removeBitmap(path, 'b')
+  applySnapshot(path, 'empty')
+  t.equal(qemuInfo(path)['virtual-size'], 0)
 })
 
 t.test('crashes while bitmaps are changed: the image is sound, and the bitmap is old, new or not there', async (t) => {

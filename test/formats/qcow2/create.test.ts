@@ -1,10 +1,12 @@
 /** New images, judged by qemu-img. */
 
-import { existsSync, mkdirSync, readFileSync, renameSync, statSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
+import { convert } from '../../../lib/image/convert/convert.js'
 import { createImage } from '../../../lib/image/create.js'
 import { openImage } from '../../../lib/image/open.js'
+import { mountDevice, needsMounts } from '../../support/mounts.js'
 import { must } from '../../support/run.js'
 import { temporaryFolder } from '../../support/temp.js'
 import { asQemuReads, KiB, MiB, qemuCheck, readAll } from './images.js'
@@ -119,6 +121,42 @@ t.test('a chain can be moved', async (t) => {
   mkdirSync(join(folder, 'side'))
   createImage(join(folder, 'side', 'up.qcow2'), { format: 'qcow2', backing: join(folder, 'apart.qcow2') })
   t.equal(info(join(folder, 'side', 'up.qcow2'))['backing-filename'], join(folder, 'apart.qcow2'))
+})
+
+t.test('preallocation of a raw data file', async (t) => {
+  const folder = temporaryFolder(t)
+  for (const kind of ['off', 'metadata', 'falloc', 'full']) {
+    const data = join(folder, `${kind}.raw`)
+    const options = [`data_file=${data}`, 'data_file_raw=on', `preallocation=${kind}`]
+    createImage(join(folder, `${kind}.qcow2`), { format: 'qcow2', size: 3 * MiB, options })
+    qemuCheck(join(folder, `${kind}.qcow2`))
+    const { size, blocks } = statSync(data)
+    t.equal(size, 3 * MiB)
+    t.equal(512 * blocks >= size, kind === 'falloc' || kind === 'full', kind)
+  }
+})
+
+t.test('what fails leaves no data file that it made, and one that was there', needsMounts, async (t) => {
+  const folder = mountDevice(t, 'tmpfs', ['-t', 'tmpfs', '-o', 'size=4M'])
+  const image = join(folder, 'image.qcow2')
+  const data = join(folder, 'data')
+  const fails = (code: string) => {
+    const options = [`data_file=${data}`, 'preallocation=full']
+    t.throws(() => createImage(image, { format: 'qcow2', size: 16 * MiB, options }), { code })
+    t.notOk(existsSync(image))
+  }
+  fails('NO_SPACE')
+  t.notOk(existsSync(data))
+  writeFileSync(data, 'something else')
+  fails('EXISTS')
+  t.equal(readFileSync(data, 'utf8'), 'something else')
+  rmSync(data)
+  const source = join(temporaryFolder(t), 'source.raw')
+  writeFileSync(source, Buffer.alloc(8 * MiB, 1))
+  await t.rejects(convert(source, image, { format: 'qcow2', options: [`data_file=${data}`] }), { code: 'NO_SPACE' })
+  const full = { format: 'qcow2', options: [`data_file=${data}`, 'preallocation=full'] }
+  await t.rejects(convert(source, image, full), { code: 'NO_SPACE' })
+  t.same(readdirSync(folder), [])
 })
 
 t.test('data files', async (t) => {
