@@ -15,6 +15,7 @@ import { VdiskError } from '../util/errors.js'
 import { KiB, MiB } from '../util/sizes.js'
 import { type ChainOptions, closeLayers, type Layer, openChain } from './chain.js'
 import { childrenBeside } from './children.js'
+import { isDevice } from './convert/target.js'
 import { eachRun } from './convert/zeros.js'
 import { backingAt } from './create.js'
 import type { Image } from './image.js'
@@ -88,6 +89,8 @@ function parentOf(path: string, options: ChainOptions): { path: string; format: 
 
 /** @throws USAGE where the parent is that of others too, as far as its folder shows */
 function refuseSiblings(own: Layer, parent: string, options: ChainOptions): void {
+  // A file beside the parent may be what the device lies in.
+  if (isDevice(own.path)) return
   const layers = openChain(parent, { ...options, readOnly: true, lock: false, parents: false })
   try {
     const [child, ...more] = childrenBeside(layers[0]!, own)
