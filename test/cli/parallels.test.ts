@@ -52,7 +52,7 @@ t.test('check: errors, what cannot be checked, what has nothing to check', async
   const raw = join(temporaryFolder(t), 'x.raw')
   writeFileSync(raw, 'nothing')
   t.match(vdiskfs(['check', raw]), { code: 63, out: '', err: /raw have nothing to check/ })
-  t.match(vdiskfs(['check', '--repair', 'some', raw]), { code: 2, err: /--repair some: expected/ })
+  t.match(vdiskfs(['check', '--repair', 'some', raw]), { code: 1, err: /--repair some: expected/ })
 })
 
 t.test('bitmap: added, listed, shown, cleared, removed', async (t) => {
