@@ -6,6 +6,7 @@ import { parseGuid, randomGuid } from '../../util/guid.js'
 import { KiB } from '../../util/sizes.js'
 import type { BitmapFacts, ByteRange } from '../driver.js'
 import { checkImage } from './check.js'
+import { clustersEnd, refuseOutside } from './entries.js'
 import {
   type Bitmap,
   bitmapFeature,
@@ -140,8 +141,15 @@ export function newBitmapId(name: string | undefined): string {
   return name === undefined ? randomGuid() : idOf(name)
 }
 
+/** @throws CORRUPT where nothing of its bitmaps may be changed. Changes nothing. */
+export function refuseChanging(storage: Storage): void {
+  const { header, geometry } = stateOf(storage)
+  refuseOutside(storage, header, geometry)
+}
+
 /** @throws what `addBitmap` throws because of what is in the image. Changes nothing. */
 export function refuseAdding(storage: Storage, id: string, granularity: number | undefined): void {
+  refuseChanging(storage)
   withNew(storage, stateOf(storage), id, granularity)
 }
 
@@ -207,12 +215,12 @@ export function removeBitmap(storage: Storage, name: string): void {
  * one's cluster is written. What is not used any more is freed.
  */
 function replace(storage: Storage, { header, geometry }: State, features: readonly Feature[]): void {
-  const { clusterSize, dataStart } = geometry
+  refuseOutside(storage, header, geometry)
+  const { clusterSize } = geometry
   const bytes = features.length > 0 ? encodeExtension(features, clusterSize) : undefined
   if (features.length > 0 && !bytes) throw tooMany(storage, undefined)
   const before = header.extOff * SECTOR
-  const clusters = Math.max(0, Math.ceil((storage.size() - dataStart) / clusterSize))
-  const atEnd = dataStart + clusters * clusterSize
+  const atEnd = clustersEnd(geometry, storage.size())
   for (const place of bytes ? (before === 0 ? [atEnd] : [atEnd, before]) : [0]) {
     if (bytes) storage.write(bytes, 0, clusterSize, place)
     storage.sync()

@@ -4,8 +4,9 @@
  */
 
 import type { Finding } from '../driver.js'
+import { clustersEnd, countedEntries, eachEntry } from './entries.js'
 import { UsedClusters, WINDOW } from './gaps.js'
-import { BAT_ENTRY_SIZE, FLAG_EMPTY, HEADER_SIZE, MAX_ENTRY } from './header.js'
+import { BAT_ENTRY_SIZE, HEADER_SIZE, MAX_ENTRY } from './header.js'
 import type { Repairs } from './repairs.js'
 
 const CHUNK = 1 << 20
@@ -47,8 +48,7 @@ export class ClusterCheck {
 
   /** The file's end, rounded up to a cluster. */
   #fileEnd(): number {
-    const { dataStart, clusterSize } = this.#r.geometry
-    return dataStart + Math.max(0, Math.ceil((this.#r.storage.size() - dataStart) / clusterSize)) * clusterSize
+    return clustersEnd(this.#r.geometry, this.#r.storage.size())
   }
 
   /** Every entry: is it in the file, in its place, and alone there. */
@@ -139,22 +139,7 @@ export class ClusterCheck {
 
   /** Calls back for every entry that is not 0. */
   #eachEntry(visit: (entry: number, index: number) => void): void {
-    const { entries } = this.#r.geometry
-    if ((this.#r.header.flags & FLAG_EMPTY) !== 0) return
-    const perChunk = CHUNK / BAT_ENTRY_SIZE
-    const chunk = new Uint8Array(CHUNK)
-    const view = new DataView(chunk.buffer)
-    for (let first = 0; first < entries; first += perChunk) {
-      const count = Math.min(perChunk, entries - first)
-      const at = HEADER_SIZE + first * BAT_ENTRY_SIZE
-      // A table of a huge empty disk is mostly a hole.
-      if (this.#r.storage.nextData(at) >= at + count * BAT_ENTRY_SIZE) continue
-      this.#r.storage.read(chunk, 0, count * BAT_ENTRY_SIZE, at)
-      for (let i = 0; i < count; i++) {
-        const entry = view.getUint32(i * BAT_ENTRY_SIZE, true)
-        if (entry !== 0) visit(entry, first + i)
-      }
-    }
+    eachEntry(this.#r.storage, countedEntries(this.#r.header, this.#r.geometry), visit)
   }
 
   #setEntry(index: number, offset: number): void {

@@ -1,5 +1,6 @@
 /** What is known of an open image or bundle and never changes: its layout; and the numbers that do change, by name. */
 
+import { clustersEnd } from './entries.js'
 import type { Geometry, Header } from './header.js'
 
 /** A bitmap that writes are recorded in. */
@@ -87,13 +88,14 @@ export const State = {
   COUNT: 6 + 2 * INFLIGHT_SLOTS,
 } as const
 
-/** Whether the gaps between clusters that were there at opening are known. */
+/**
+ * Whether the gaps between clusters that were there at opening are known, and that the BAT refers to nothing behind them.
+ */
 export const Search = { TO_DO: 0, RUNNING: 1, DONE: 2 } as const
 
 /** First values of the numbers. */
 export function firstState({ geometry, header }: ImageLayout, fileSize: number): number[] {
-  const { dataStart, clusterSize } = geometry
-  const end = dataStart + Math.max(0, Math.ceil((fileSize - dataStart) / clusterSize)) * clusterSize
+  const end = clustersEnd(geometry, fileSize)
   const state = new Array<number>(State.COUNT).fill(0)
   state[State.END] = end
   state[State.LIMIT] = end

@@ -16,6 +16,7 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { checkImage } from './check.js'
+import { clustersEnd, refuseOutside } from './entries.js'
 import {
   bitmapFeature,
   encodeExtension,
@@ -72,10 +73,8 @@ class Resize {
     this.#trusted = bitmapsTrusted(this.#header)
     this.#next = this.#newHeader(size)
     this.#after = geometryOf(this.#next)
-    const { dataStart, clusterSize } = this.#before
-    this.#end = dataStart + Math.max(0, Math.ceil((storage.size() - dataStart) / clusterSize)) * clusterSize
     // The end of the file may still be in front of where data begins from now on.
-    this.#end = Math.max(this.#end, this.#after.dataStart)
+    this.#end = Math.max(clustersEnd(this.#before, storage.size()), this.#after.dataStart)
   }
 
   #newHeader(size: number): Header {
@@ -103,6 +102,7 @@ class Resize {
     const features = this.#loadFeatures()
     // Here, because it throws where bitmaps do not fit.
     this.#encoded(this.#resized(features))
+    refuseOutside(this.#storage, this.#header, this.#before)
     writeHeader(this.#storage, { ...this.#header, inUse: InUse.OPEN })
     this.#clearBehind(Math.min(this.#before.size, this.#after.size))
     this.#moveData()

@@ -11,6 +11,7 @@ import { shorten } from '../../storage/shorten.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import type { Bat } from './bat.js'
+import { refuseOutside } from './entries.js'
 import { encodeExtension, type Feature, keptFeatures, L1_SET, loadExtension, seal, withL1 } from './extension.js'
 import { FLAG_EMPTY, HEADER_SIZE, InUse, SECTOR } from './header.js'
 import { type ImageLayout, State, type TrackedExtension } from './layout.js'
@@ -63,6 +64,7 @@ function beginExtension(
   const { metadata, state, files } = context
   const { index, storage } = files[0]!
   const { clusterSize } = layout.geometry
+  refuseOutside(storage, layout.header, layout.geometry, state[State.FLOOR]!)
   const features = featuresOf(layout, extension, context)
   const allSet = withL1(features, layout.geometry, () => L1_SET)
   const standIn = state[State.END]!

@@ -379,6 +379,21 @@ t.test('a bitmap that some parts of a bundle lack: nothing is changed but what c
   ])
 })
 
+t.test('a copy that was cut short: no bitmap is put where its clusters were', async (t) => {
+  const cut = imageBytes({ cluster: 8, sectors: SECTORS, dataOff: 8, bat: [1, 2], size: 2 * CLUSTER })
+  const storage = MemoryStorage.create({ path: 'x.hds', contents: cut })
+  const whole = empty()
+  for (const tools of [bundle([storage]), bundle([whole, storage])])
+    t.throws(() => tools.add(ID), { code: 'CORRUPT', message: /BAT entry 1 says byte 8192.*check --repair all/ })
+  t.ok(bytesOf(storage).equals(cut))
+  t.ok(bytesOf(whole).equals(bytesOf(empty())))
+  const two = [made(), made({ bat: [3] })]
+  const before = two.map(bytesOf)
+  t.throws(() => bundle(two).clear(ID), { code: 'CORRUPT' })
+  t.throws(() => bundle(two).remove(ID), { code: 'CORRUPT' })
+  t.same(two.map(bytesOf), before)
+})
+
 t.test('a bitmap that a part of a bundle cannot have is added to none', async (t) => {
   for (const errno of ['EIO', 'ENOSPC'] as const)
     for (let nth = 1, fired = 1; fired > 0; nth++) {

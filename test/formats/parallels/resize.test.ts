@@ -64,6 +64,14 @@ t.test('larger, so that clusters must make room for the table', async (t) => {
   }
 })
 
+t.test('a copy that was cut short keeps its size: nothing is put where its clusters were', async (t) => {
+  const path = image(t, { bat: [1, 2, 3], size: 3 * CLUSTER })
+  const before = readFileSync(path)
+  for (const request of [{ size: 3000 * CLUSTER }, { size: CLUSTER, shrink: true }])
+    t.throws(() => resizeImage(path, request), { code: 'CORRUPT', message: /BAT entry 2 says byte 12288/ })
+  t.ok(readFileSync(path).equals(before))
+})
+
 t.test('smaller only where that is meant; what was cut off does not come back', async (t) => {
   const path = image(t, { bat: [1, 2, 3] })
   const size = CLUSTER + 512
