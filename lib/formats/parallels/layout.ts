@@ -83,9 +83,11 @@ export const State = {
   FLOOR: 4,
   /** While the image is written, the cluster of the extension that counts everything as changed; 0: none. */
   STAND_IN: 5,
+  /** Not 0: writing has begun. Of a bundle another part may have failed to, and then all of them are asked again. */
+  BEGUN: 6,
   /** For every thread the offset and length of what it has allocated and not yet published. */
-  INFLIGHT: 6,
-  COUNT: 6 + 2 * INFLIGHT_SLOTS,
+  INFLIGHT: 7,
+  COUNT: 7 + 2 * INFLIGHT_SLOTS,
 } as const
 
 /**

@@ -67,7 +67,8 @@ function beginExtension(
   refuseOutside(storage, layout.header, layout.geometry, state[State.FLOOR]!)
   const features = featuresOf(layout, extension, context)
   const allSet = withL1(features, layout.geometry, () => L1_SET)
-  const standIn = state[State.END]!
+  // The same again where the commit of an earlier attempt failed.
+  const standIn = state[State.STAND_IN]! || state[State.END]!
   const bytes = encoded(allSet, clusterSize, storage.path)
   // Both may lie in holes: on a full disk all of this fails before anything is changed.
   storage.reserve(standIn, clusterSize)
@@ -75,7 +76,7 @@ function beginExtension(
   storage.write(bytes, 0, clusterSize, standIn)
   metadata.wrote(index)
   metadata.exclusive(() => {
-    state[State.END] = standIn + clusterSize
+    state[State.END] = Math.max(state[State.END]!, standIn + clusterSize)
     state[State.LIMIT] = Math.max(state[State.LIMIT]!, standIn + clusterSize)
     state[State.STAND_IN] = standIn
     bat.setHeader({ inUse: InUse.OPEN, flags, extOff: standIn / SECTOR })
