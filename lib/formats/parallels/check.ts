@@ -87,12 +87,18 @@ class ExtensionCheck {
       const at = Number.isSafeInteger(this.#offset) ? { offset: this.#offset } : {}
       this.#offset = 0
       if (this.#r.all) this.#drop()
+      this.#keepClusters()
       this.#r.report('corruption', 'extension', `in the format extension, ${loaded.error}`, this.#r.all, at)
       return
     }
     this.#features = loaded.extension.features
     this.#checkFeatures()
     this.#checkTrust()
+  }
+
+  /** What is not understood, and stays, may own clusters that look free: these are given back only where it is dropped. */
+  #keepClusters(): void {
+    if (!this.#r.all) this.#r.leaks = false
   }
 
   #drop(): void {
@@ -118,6 +124,7 @@ class ExtensionCheck {
       const message = `feature ${magic}: ${error}${forbidden}`
       this.#r.report('warning', 'feature', message, mended, { offset: this.#offset, repairable })
       this.#outdated ||= mended
+      this.#keepClusters()
     }
   }
 
@@ -142,7 +149,10 @@ class ExtensionCheck {
     const trusted = bitmapsTrusted(before) && !overlapped
     this.#features = trusted ? kept : withL1(kept, geometry, () => L1_SET)
     const bytes = kept.length > 0 ? encodeExtension(this.#features, geometry.clusterSize) : undefined
-    if (bytes) storage.write(bytes, 0, bytes.length, this.#offset)
-    else this.#drop()
+    if (bytes) {
+      storage.write(bytes, 0, bytes.length, this.#offset)
+      // What it does not refer to any more is freed next.
+      storage.sync()
+    } else this.#drop()
   }
 }

@@ -53,6 +53,12 @@ function content(storage: MemoryStorage, index: number): number {
   return buffer.every((byte) => byte === buffer[0]) ? buffer[0]! : -1
 }
 
+const contentsOf = (storage: MemoryStorage) => {
+  const buffer = Buffer.alloc(storage.size())
+  storage.read(buffer, 0, buffer.length, 0)
+  return buffer
+}
+
 const u32 = (storage: MemoryStorage, offset: number) => {
   const buffer = Buffer.alloc(4)
   storage.read(buffer, 0, 4, offset)
@@ -190,6 +196,37 @@ t.test('an extension whose sum is wrong is dropped, and what it had is free', as
   t.equal(u32(storage, 56), 0)
   t.equal(storage.size(), CLUSTER)
   t.same(check(storage).said, [])
+})
+
+t.test('an extension that does not load, and stays, keeps what may be its clusters', async (t) => {
+  const storage = withBitmap({ size: 5 * CLUSTER }, 8, 5)
+  storage.write(Buffer.from([1]), 0, 1, 2 * CLUSTER + 100)
+  const before = contentsOf(storage)
+  t.same(check(storage, 'leaks').said, ['corruption extension', 'leak leak'])
+  t.ok(contentsOf(storage).equals(before))
+})
+
+t.test('features that do not load, and stay, keep what may be their clusters', async (t) => {
+  const bits = bitmapData(SECTORS, ID, 8, [8])
+  const otherSize = bitmapData(SECTORS - 8, ID, 8, [8])
+  for (const features of [
+    [{ magic: BITMAP, data: otherSize }],
+    [
+      { magic: 0x1122n, data: Buffer.alloc(8, 4) },
+      { magic: BITMAP, data: bits },
+    ],
+  ]) {
+    const storage = image({ extOff: 16, bat: [5], size: 8 * CLUSTER })
+    storage.write(extensionBytes(CLUSTER, features), 0, CLUSTER, 2 * CLUSTER)
+    const before = contentsOf(storage)
+    const { said } = check(storage, 'leaks')
+    t.ok(said.includes('leak leak'))
+    t.notOk(said.includes('leak leak repaired'))
+    t.ok(contentsOf(storage).equals(before))
+    t.ok(check(storage, 'all').said.includes('leak leak repaired'), 'they go with what they belonged to')
+    t.same(check(storage).said, [])
+    t.equal(content(storage, 0), 5)
+  }
 })
 
 t.test('guest data in a bitmap’s cluster: the data stays, the bitmap says all', async (t) => {

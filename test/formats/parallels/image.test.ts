@@ -5,7 +5,19 @@ import { parallels } from '../../../lib/formats/parallels/format.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Device } from '../../support/device.js'
-import { BITMAP, bitmapData, CLOSED, extensionBytes, type FeatureParts, fromCorpus, type ImageParts, imageBytes, KiB, needsCorpus, OPEN } from './bytes.js'
+import {
+  BITMAP,
+  bitmapData,
+  CLOSED,
+  extensionBytes,
+  type FeatureParts,
+  fromCorpus,
+  type ImageParts,
+  imageBytes,
+  KiB,
+  needsCorpus,
+  OPEN,
+} from './bytes.js'
 
 const CLUSTER = 64 * KiB
 const base = { cluster: 128, sectors: 8 * 128, dataOff: 128, size: CLUSTER }
