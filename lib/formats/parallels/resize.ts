@@ -8,8 +8,9 @@
  *    to it → barrier
  * 4. new BAT entries are zeroed, an extension for the new size is written at the end → barrier
  * 5. the header: sizes, data offset, extension and mark, in one sector → barrier
- * 6. what nothing refers to any more is freed
+ * 6. in a smaller disk, what its last cluster has behind the new end is zeroed; what nothing refers to any more is freed
  *
+ * A larger disk would show what the last cluster has behind the old end: that is zeroed behind 1.
  * A crash before 5 leaves the old size, marked as in use, with leaked clusters and bitmaps that count all as changed.
  */
 
@@ -104,7 +105,7 @@ class Resize {
     this.#encoded(this.#resized(features))
     refuseOutside(this.#storage, this.#header, this.#before)
     writeHeader(this.#storage, { ...this.#header, inUse: InUse.OPEN })
-    this.#clearBehind(Math.min(this.#before.size, this.#after.size))
+    if (this.#after.size > this.#before.size) this.#clearBehind(this.#before.size)
     this.#moveData()
     this.#moveBits(features)
     this.#moveExtension(features)
@@ -112,6 +113,7 @@ class Resize {
     const extOff = this.#writeExtension(this.#resized(features))
     this.#storage.sync()
     writeHeader(this.#storage, { ...this.#next, extOff: extOff / SECTOR, inUse: InUse.CLOSED })
+    if (this.#after.size < this.#before.size) this.#clearBehind(this.#after.size)
     checkImage(this.#storage, { repair: 'leaks', found: () => {} })
   }
 
@@ -132,13 +134,13 @@ class Resize {
     return bytes.readUInt32LE() * this.#before.unit
   }
 
-  /** Zeros what the last cluster has behind the end of the disk: a larger disk would show it. */
+  /** Punches what the last cluster has behind the end of a disk: a full host file system has no room for zeros. */
   #clearBehind(size: number): void {
     const { clusterSize } = this.#before
     const index = Math.floor(size / clusterSize)
     const inside = size - index * clusterSize
     const host = inside === 0 || index >= this.#before.entries ? 0 : this.#entry(index)
-    if (host !== 0) this.#storage.zero(host + inside, clusterSize - inside)
+    if (host !== 0) this.#storage.punch(host + inside, clusterSize - inside)
   }
 
   /** Gives every entry whose cluster lies where the BAT will be another cluster. */
