@@ -7,6 +7,7 @@ import type { Storage } from '../../storage/storage.js'
 import type { CheckTotals } from '../driver.js'
 import { ClusterCheck } from './clusters.js'
 import {
+  clustersOf,
   encodeExtension,
   type Feature,
   forbidding,
@@ -70,9 +71,7 @@ class ExtensionCheck {
 
   /** The clusters that it takes up now. */
   get clusters(): number[] {
-    if (this.#offset === 0) return []
-    const bits = this.#features.flatMap(({ bitmap }) => bitmap?.l1.filter((entry) => entry > L1_SET) ?? [])
-    return [this.#offset, ...bits]
+    return this.#offset === 0 ? [] : clustersOf(this.#offset, this.#features)
   }
 
   /** True where clusters may be in use by features that nobody here understands. */

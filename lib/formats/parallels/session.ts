@@ -13,6 +13,7 @@ import type { LayerContext } from '../driver.js'
 import type { Bat } from './bat.js'
 import { refuseOutside } from './entries.js'
 import { encodeExtension, type Feature, keptFeatures, L1_SET, loadExtension, seal, withL1 } from './extension.js'
+import { placeForCluster } from './free-cluster.js'
 import { FLAG_EMPTY, HEADER_SIZE, InUse, SECTOR } from './header.js'
 import { type ImageLayout, State, type TrackedExtension } from './layout.js'
 
@@ -68,7 +69,9 @@ function beginExtension(
   const features = featuresOf(layout, extension, context)
   const allSet = withL1(features, layout.geometry, () => L1_SET)
   // The same again where the commit of an earlier attempt failed.
-  const standIn = state[State.STAND_IN]! || state[State.END]!
+  const standIn =
+    state[State.STAND_IN]! ||
+    (storage.fixedSize ? placeForCluster(storage, layout.header, layout.geometry, features) : state[State.END]!)
   const bytes = encoded(allSet, clusterSize, storage.path)
   // Both may lie in holes: on a full disk all of this fails before anything is changed.
   storage.reserve(standIn, clusterSize)
