@@ -27,7 +27,7 @@ export function checkImage(storage: Storage, options: CheckOptions): CheckTotals
   // First of all, because a feature may forbid every change.
   extension.check()
   checkHeader(repairs)
-  const clusters = new ClusterCheck(repairs, extension.clusters)
+  const clusters = new ClusterCheck(repairs, extension.clusters, extension.opaque)
   clusters.checkBat()
   extension.mend(clusters.overlapped)
   if (!extension.opaque) clusters.checkLeaks(extension.clusters)

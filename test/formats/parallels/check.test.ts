@@ -5,6 +5,8 @@ import type { Finding, Repair } from '../../../lib/formats/driver.js'
 import { parallels } from '../../../lib/formats/parallels/format.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
+import type { Storage } from '../../../lib/storage/storage.js'
+import { Device } from '../../support/device.js'
 import {
   BITMAP,
   bitmapData,
@@ -30,7 +32,7 @@ function image(parts: Partial<ImageParts> & { fill?: boolean } = {}): MemoryStor
   return MemoryStorage.create({ path: 'x.hds', contents: file })
 }
 
-function check(storage: MemoryStorage, repair: Repair = 'none') {
+function check(storage: Storage, repair: Repair = 'none') {
   const findings: Finding[] = []
   const totals = parallels.check!({
     storage,
@@ -131,6 +133,36 @@ t.test('two entries with one cluster: both keep what they show', async (t) => {
   )
   t.equal(u32(storage, 72), 4, 'a cluster of its own at the end')
   t.same(check(storage).said, [])
+})
+
+t.test('two entries with one cluster of a device: one gets a cluster that nothing uses', async (t) => {
+  const bat = [1, 2, 1, 3, 3]
+  const storage = image({ bat, extOff: 32, size: 5 * CLUSTER })
+  storage.write(
+    extensionBytes(CLUSTER, [{ magic: BITMAP, data: bitmapData(SECTORS, ID, 8, [1]) }]),
+    0,
+    CLUSTER,
+    4 * CLUSTER,
+  )
+  const device = new Device(storage, 7 * CLUSTER)
+  t.same(check(device, 'all').said, Array(2).fill('corruption shared-cluster repaired'))
+  t.same(
+    [0, 1, 2, 3, 4].map((i) => content(storage, i)),
+    [1, 2, 1, 3, 3],
+  )
+  t.same([u32(storage, 72), u32(storage, 80)], [5, 6])
+  t.same(check(device).said, [])
+})
+
+t.test('two entries with one cluster of a full device: said, and nothing is changed', async (t) => {
+  const storage = image({ bat: [1, 2, 1, 3] })
+  const before = contentsOf(storage)
+  t.same(check(new Device(storage), 'all').said, ['corruption shared-cluster'])
+  t.ok(contentsOf(storage).equals(before))
+  const unknown = image({ bat: [1, 1], extOff: 24, size: 6 * CLUSTER })
+  unknown.write(extensionBytes(CLUSTER, [{ magic: 0x1122n, flags: 2, data: Buffer.alloc(8) }]), 0, CLUSTER, 3 * CLUSTER)
+  t.same(check(new Device(unknown), 'all').said, ['warning feature', 'corruption shared-cluster'])
+  t.equal(u32(unknown, 68), 1, 'what looks free may be in use')
 })
 
 t.test('an entry that is no whole number of clusters behind the beginning of the data', async (t) => {
