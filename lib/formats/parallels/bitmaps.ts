@@ -1,5 +1,6 @@
 /** Dirty bitmaps of an expanding image that nobody has open: listed, shown, added, cleared, removed. */
 
+import { cutOff } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { parseGuid, randomGuid } from '../../util/guid.js'
@@ -224,6 +225,7 @@ function replace(storage: Storage, state: State, features: readonly Feature[]): 
   const bytes = features.length > 0 ? encodeExtension(features, clusterSize) : undefined
   if (features.length > 0 && !bytes) throw tooMany(storage, undefined)
   const before = header.extOff * SECTOR
+  const size = storage.size()
   const places = bytes ? [placeForCluster(storage, header, geometry, state.features)] : [0]
   if (bytes && before !== 0) places.push(before)
   for (const place of places) {
@@ -231,6 +233,8 @@ function replace(storage: Storage, state: State, features: readonly Feature[]): 
     storage.sync()
     pointTo(storage, header, place)
   }
+  // What is unknown may own any cluster, so that no leak is looked for then: but this one is ours.
+  if (places.length > 1) cutOff(storage, size)
   // The rest of what this left behind: the other place, and the clusters of bits.
   checkImage(storage, { repair: 'leaks', found: () => {} })
 }

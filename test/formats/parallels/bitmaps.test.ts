@@ -395,6 +395,19 @@ t.test('a copy that was cut short: no bitmap is put where its clusters were', as
   t.same(two.map(bytesOf), before)
 })
 
+t.test('with a feature that nobody knows, a change of bitmaps leaves no cluster behind', async (t) => {
+  const features = (l1: readonly number[]) => [{ magic: 0x1122n, flags: 2, data: Buffer.alloc(8) }, ...oneBitmap(l1)]
+  const storage = made({ features, bits: [3] })
+  const tools = bundle([storage])
+  for (let i = 0; i < 3; i++) {
+    tools.add(OTHER)
+    tools.clear(OTHER)
+    tools.remove(OTHER)
+  }
+  t.equal(storage.size(), 3 * CLUSTER)
+  t.same(extents(storage), [[3, 1]])
+})
+
 t.test('on a device: what bitmaps need goes to clusters that nothing uses', async (t) => {
   const memory = made({ bits: [3], bat: [3], clusters: 4 })
   const device = new Device(memory, 12 * CLUSTER)
