@@ -17,7 +17,7 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { checkImage } from './check.js'
-import { clustersEnd, refuseOutside } from './entries.js'
+import { clustersEnd, countedEntries, refuseOutside } from './entries.js'
 import {
   bitmapFeature,
   encodeExtension,
@@ -128,7 +128,9 @@ class Resize {
     return keptFeatures(loaded.extension.features)
   }
 
+  /** 0 for all of them where the header says that the disk is empty. */
   #entry(index: number): number {
+    if (index >= countedEntries(this.#header, this.#before)) return 0
     const bytes = Buffer.alloc(BAT_ENTRY_SIZE)
     this.#storage.read(bytes, 0, BAT_ENTRY_SIZE, HEADER_SIZE + index * BAT_ENTRY_SIZE)
     return bytes.readUInt32LE() * this.#before.unit
@@ -139,17 +141,17 @@ class Resize {
     const { clusterSize } = this.#before
     const index = Math.floor(size / clusterSize)
     const inside = size - index * clusterSize
-    const host = inside === 0 || index >= this.#before.entries ? 0 : this.#entry(index)
+    const host = inside === 0 ? 0 : this.#entry(index)
     if (host !== 0) this.#storage.punch(host + inside, clusterSize - inside)
   }
 
   /** Gives every entry whose cluster lies where the BAT will be another cluster. */
   #moveData(): void {
-    const { dataStart, unit, entries } = this.#before
+    const { dataStart, unit } = this.#before
     const limit = this.#after.dataStart
     if (limit <= dataStart) return
     const changes: (readonly [index: number, place: number])[] = []
-    const keep = Math.min(entries, this.#after.entries)
+    const keep = Math.min(countedEntries(this.#header, this.#before), this.#after.entries)
     const chunk = Buffer.alloc(CHUNK)
     for (let first = 0; first < keep; first += CHUNK / BAT_ENTRY_SIZE) {
       const count = Math.min(keep - first, CHUNK / BAT_ENTRY_SIZE)
