@@ -135,6 +135,43 @@ t.test('the free tail is cut off at a clean end', async (t) => {
   t.equal(storage.size(), 2 * CLUSTER)
 })
 
+t.test('a hole that an earlier session left in front of the free tail is cut off with it', async (t) => {
+  const storage = image()
+  const session = (use: (disk: ReturnType<typeof openStorages>) => void) => {
+    const disk = openStorages([storage])
+    use(disk)
+    disk.close()
+  }
+  session((disk) => disk.write(Buffer.alloc(3 * CLUSTER, 7), 0, 3 * CLUSTER, 0))
+  session((disk) => disk.zero(CLUSTER, CLUSTER, true))
+  t.equal(storage.size(), 4 * CLUSTER)
+  session((disk) => disk.zero(2 * CLUSTER, CLUSTER, true))
+  t.equal(storage.size(), 2 * CLUSTER)
+  const kept = Buffer.alloc(CLUSTER)
+  session((disk) => disk.read(kept, 0, CLUSTER, 0))
+  t.ok(kept.equals(Buffer.alloc(CLUSTER, 7)))
+})
+
+t.test('the tail that a crash left is cut off at the next clean end', async (t) => {
+  const bits = (l1: number) => bitmapData(base.sectors, '00112233-4455-6677-8899-aabbccddeeff', 128, [l1])
+  for (const [l1, clusters] of [
+    [undefined, 3],
+    [0, 5],
+    [5 * 128, 5],
+  ] as const) {
+    const parts = { inUse: OPEN, bat: [2], size: 9 * CLUSTER, extOff: l1 === undefined ? 0 : 4 * 128 }
+    const file = imageBytes({ ...base, ...parts })
+    file.fill(7, 2 * CLUSTER, 3 * CLUSTER)
+    if (l1 !== undefined) extensionBytes(CLUSTER, [{ magic: BITMAP, data: bits(l1) }]).copy(file, 4 * CLUSTER)
+    const storage = storageOf(file)
+    openStorages([storage]).close()
+    t.equal(u32(storage, IN_USE), CLOSED)
+    // Of a bitmap that was not kept up to date everything is set, and its bits are used no more.
+    t.equal(storage.size(), clusters * CLUSTER)
+    t.ok(bytesOf(storage, 2 * CLUSTER, CLUSTER).equals(Buffer.alloc(CLUSTER, 7)))
+  }
+})
+
 t.test('gaps that an earlier session left are found before the file grows', async (t) => {
   const storage = image({ bat: [1, 0, 0, 5], size: 6 * CLUSTER })
   const disk = openStorages([storage])
