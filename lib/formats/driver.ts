@@ -189,7 +189,10 @@ export interface Driver {
    */
   record?(offset: number, length: number): number
 
-  /** Called once before the first change of any kind (in-use marks, write GUIDs). No lock, one thread. */
+  /**
+   * Called before the first change of any kind (in-use marks, write GUIDs), and again before the next one where it threw.
+   * No lock, one thread.
+   */
   beginWriting?(): void
 
   /**

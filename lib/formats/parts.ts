@@ -132,6 +132,7 @@ export class PartsDriver implements Driver {
     return done
   }
 
+  /** A part that has begun is asked again where one behind it failed: it does nothing then. */
   beginWriting(): void {
     for (const { driver } of this.#parts) driver.beginWriting?.()
   }

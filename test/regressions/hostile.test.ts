@@ -64,7 +64,7 @@ const PARALLELS = 'parallels cluster_size=64K'
 t.test('parallels: an extension at a place that no number can say', async (t) => {
   const bytes = damaged(PARALLELS, { extension: 2n ** 64n - 1n })
   bytes.truncate(bytes.size + 65536)
-  t.ok(check('parallels', bytes, 'leaks').some(({ what, repaired }) => what === 'leak' && repaired))
+  t.ok(check('parallels', bytes, 'leaks').some(({ what, repaired }) => what === 'leak' && !repaired))
   t.same(bytes.get(56, 8), new Uint8Array(8).fill(255), 'which a repair of leaks leaves as it is')
 })
 

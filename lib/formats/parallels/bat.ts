@@ -2,11 +2,11 @@
 
 import { Region } from '../../metadata/region.js'
 import { PAGE } from '../../metadata/shared.js'
-import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
+import { outsideError } from './entries.js'
 import { BAT_ENTRY_SIZE, HEADER, HEADER_SIZE } from './header.js'
 import type { ImageLayout } from './layout.js'
-import { State } from './layout.js'
+import { Search, State } from './layout.js'
 
 /** Commits write all of this format's metadata after the data and at once: nothing in it depends on its order. */
 const ORDER = 0
@@ -33,7 +33,8 @@ export class Bat {
     const entry = this.#region.u32le(HEADER_SIZE + index * BAT_ENTRY_SIZE)
     if (entry === 0) return 0
     const offset = entry * geometry.unit
-    if (offset < geometry.batEnd || offset >= this.#state[State.END]!) throw this.#outside(index, offset)
+    if (offset < geometry.batEnd || offset >= this.#end)
+      throw outsideError(this.#path, geometry, this.#end, index, offset)
     return offset
   }
 
@@ -42,13 +43,9 @@ export class Bat {
     return index >= this.#layout.geometry.entries || this.#state[State.EMPTY] !== 0
   }
 
-  #outside(index: number, offset: number): VdiskError {
-    const { batEnd } = this.#layout.geometry
-    return new VdiskError(
-      'CORRUPT',
-      `BAT entry ${index} says byte ${offset}, expected one from ${batEnd} to ${this.#state[State.END]}: vdiskfs check --repair all`,
-      { path: this.#path, offset: HEADER_SIZE + index * BAT_ENTRY_SIZE },
-    )
+  /** Behind all that an entry may say. Until all entries were looked at, what is new in the file is nobody's. */
+  get #end(): number {
+    return this.#state[this.#state[State.SEARCH] === Search.DONE ? State.END : State.FLOOR]!
   }
 
   /** Index behind the last entry that lies in the same page as `index`: a call that stays below misses one page at most. */

@@ -15,6 +15,7 @@ import {
   listBitmaps,
   newBitmapId,
   refuseAdding,
+  refuseChanging,
   removeBitmap,
 } from './bitmaps.js'
 import type { Layout } from './layout.js'
@@ -116,10 +117,12 @@ export const bitmapTools: BitmapTools<Layout> = {
   clear(layout, files, name) {
     const parts = places(layout, files)
     refuseIncomplete(parts, name)
+    for (const { storage } of parts) refuseChanging(storage)
     for (const { storage } of parts) clearBitmap(storage, name)
   },
   remove(layout, files, name) {
     const parts = places(layout, files)
+    for (const { storage } of parts) refuseChanging(storage)
     const having = parts.filter(({ storage }) => hasBitmap(storage, name))
     // Where none has it, the first one says so.
     for (const { storage } of having.length > 0 ? having : parts) removeBitmap(storage, name)

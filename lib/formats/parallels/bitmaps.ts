@@ -1,11 +1,13 @@
 /** Dirty bitmaps of an expanding image that nobody has open: listed, shown, added, cleared, removed. */
 
+import { cutOff } from '../../storage/shorten.js'
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { parseGuid, randomGuid } from '../../util/guid.js'
 import { KiB } from '../../util/sizes.js'
 import type { BitmapFacts, ByteRange } from '../driver.js'
 import { checkImage } from './check.js'
+import { refuseOutside } from './entries.js'
 import {
   type Bitmap,
   bitmapFeature,
@@ -19,6 +21,7 @@ import {
   MAX_BITMAPS,
   withL1,
 } from './extension.js'
+import { placeForCluster } from './free-cluster.js'
 import {
   bitmapsTrusted,
   type Geometry,
@@ -140,9 +143,18 @@ export function newBitmapId(name: string | undefined): string {
   return name === undefined ? randomGuid() : idOf(name)
 }
 
+/** @throws CORRUPT where nothing of its bitmaps may be changed. Changes nothing. */
+export function refuseChanging(storage: Storage): void {
+  const { header, geometry } = stateOf(storage)
+  refuseOutside(storage, header, geometry)
+}
+
 /** @throws what `addBitmap` throws because of what is in the image. Changes nothing. */
 export function refuseAdding(storage: Storage, id: string, granularity: number | undefined): void {
-  withNew(storage, stateOf(storage), id, granularity)
+  refuseChanging(storage)
+  const state = stateOf(storage)
+  withNew(storage, state, id, granularity)
+  placeForCluster(storage, state.header, state.geometry, state.features)
 }
 
 /** @param id of `newBitmapId`. @throws EXISTS, USAGE, NO_SPACE */
@@ -203,22 +215,27 @@ export function removeBitmap(storage: Storage, name: string): void {
 }
 
 /**
- * Writes other features. The header always refers to a whole extension: to a new one at the file's end, until the old
+ * Writes other features. The header always refers to a whole extension: to a new one in another place, until the old
  * one's cluster is written. What is not used any more is freed.
  */
-function replace(storage: Storage, { header, geometry }: State, features: readonly Feature[]): void {
-  const { clusterSize, dataStart } = geometry
+function replace(storage: Storage, state: State, features: readonly Feature[]): void {
+  const { header, geometry } = state
+  refuseOutside(storage, header, geometry)
+  const { clusterSize } = geometry
   const bytes = features.length > 0 ? encodeExtension(features, clusterSize) : undefined
   if (features.length > 0 && !bytes) throw tooMany(storage, undefined)
   const before = header.extOff * SECTOR
-  const clusters = Math.max(0, Math.ceil((storage.size() - dataStart) / clusterSize))
-  const atEnd = dataStart + clusters * clusterSize
-  for (const place of bytes ? (before === 0 ? [atEnd] : [atEnd, before]) : [0]) {
+  const size = storage.size()
+  const places = bytes ? [placeForCluster(storage, header, geometry, state.features)] : [0]
+  if (bytes && before !== 0) places.push(before)
+  for (const place of places) {
     if (bytes) storage.write(bytes, 0, clusterSize, place)
     storage.sync()
     pointTo(storage, header, place)
   }
-  // The rest of what this left behind: the cluster at the end, and those of bits.
+  // What is unknown may own any cluster, so that no leak is looked for then: but this one is ours.
+  if (places.length > 1) cutOff(storage, size)
+  // The rest of what this left behind: the other place, and the clusters of bits.
   checkImage(storage, { repair: 'leaks', found: () => {} })
 }
 

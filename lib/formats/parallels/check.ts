@@ -7,6 +7,7 @@ import type { Storage } from '../../storage/storage.js'
 import type { CheckTotals } from '../driver.js'
 import { ClusterCheck } from './clusters.js'
 import {
+  clustersOf,
   encodeExtension,
   type Feature,
   forbidding,
@@ -26,7 +27,7 @@ export function checkImage(storage: Storage, options: CheckOptions): CheckTotals
   // First of all, because a feature may forbid every change.
   extension.check()
   checkHeader(repairs)
-  const clusters = new ClusterCheck(repairs, extension.clusters)
+  const clusters = new ClusterCheck(repairs, extension.clusters, extension.opaque)
   clusters.checkBat()
   extension.mend(clusters.overlapped)
   if (!extension.opaque) clusters.checkLeaks(extension.clusters)
@@ -70,9 +71,7 @@ class ExtensionCheck {
 
   /** The clusters that it takes up now. */
   get clusters(): number[] {
-    if (this.#offset === 0) return []
-    const bits = this.#features.flatMap(({ bitmap }) => bitmap?.l1.filter((entry) => entry > L1_SET) ?? [])
-    return [this.#offset, ...bits]
+    return this.#offset === 0 ? [] : clustersOf(this.#offset, this.#features)
   }
 
   /** True where clusters may be in use by features that nobody here understands. */
@@ -87,12 +86,18 @@ class ExtensionCheck {
       const at = Number.isSafeInteger(this.#offset) ? { offset: this.#offset } : {}
       this.#offset = 0
       if (this.#r.all) this.#drop()
+      this.#keepClusters()
       this.#r.report('corruption', 'extension', `in the format extension, ${loaded.error}`, this.#r.all, at)
       return
     }
     this.#features = loaded.extension.features
     this.#checkFeatures()
     this.#checkTrust()
+  }
+
+  /** What is not understood, and stays, may own clusters that look free: these are given back only where it is dropped. */
+  #keepClusters(): void {
+    if (!this.#r.all) this.#r.leaks = false
   }
 
   #drop(): void {
@@ -118,6 +123,7 @@ class ExtensionCheck {
       const message = `feature ${magic}: ${error}${forbidden}`
       this.#r.report('warning', 'feature', message, mended, { offset: this.#offset, repairable })
       this.#outdated ||= mended
+      this.#keepClusters()
     }
   }
 
@@ -142,7 +148,10 @@ class ExtensionCheck {
     const trusted = bitmapsTrusted(before) && !overlapped
     this.#features = trusted ? kept : withL1(kept, geometry, () => L1_SET)
     const bytes = kept.length > 0 ? encodeExtension(this.#features, geometry.clusterSize) : undefined
-    if (bytes) storage.write(bytes, 0, bytes.length, this.#offset)
-    else this.#drop()
+    if (bytes) {
+      storage.write(bytes, 0, bytes.length, this.#offset)
+      // What it does not refer to any more is freed next.
+      storage.sync()
+    } else this.#drop()
   }
 }

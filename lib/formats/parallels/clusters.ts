@@ -4,8 +4,10 @@
  */
 
 import type { Finding } from '../driver.js'
+import { clustersEnd, countedEntries, eachEntry } from './entries.js'
+import { unusedCluster } from './free-cluster.js'
 import { UsedClusters, WINDOW } from './gaps.js'
-import { BAT_ENTRY_SIZE, FLAG_EMPTY, HEADER_SIZE, MAX_ENTRY } from './header.js'
+import { BAT_ENTRY_SIZE, HEADER_SIZE, MAX_ENTRY } from './header.js'
 import type { Repairs } from './repairs.js'
 
 const CHUNK = 1 << 20
@@ -14,6 +16,7 @@ const ZEROS = Buffer.alloc(65536)
 
 export class ClusterCheck {
   readonly #r: Repairs
+  readonly #opaque: boolean
   /** The clusters of the extension and its bitmaps. */
   #extension: ReadonlySet<number>
   /** Where the next cluster goes that a repair needs. */
@@ -26,8 +29,10 @@ export class ClusterCheck {
   /** Guest data, or other bits, lie in clusters of bitmaps. */
   overlapped = false
 
-  constructor(repairs: Repairs, extension: readonly number[]) {
+  /** @param opaque what looks free may be in use */
+  constructor(repairs: Repairs, extension: readonly number[], opaque: boolean) {
     this.#r = repairs
+    this.#opaque = opaque
     this.#extension = new Set(extension)
     this.#limit = this.#fileEnd()
     this.#end = this.#limit
@@ -47,8 +52,7 @@ export class ClusterCheck {
 
   /** The file's end, rounded up to a cluster. */
   #fileEnd(): number {
-    const { dataStart, clusterSize } = this.#r.geometry
-    return dataStart + Math.max(0, Math.ceil((this.#r.storage.size() - dataStart) / clusterSize)) * clusterSize
+    return clustersEnd(this.#r.geometry, this.#r.storage.size())
   }
 
   /** Every entry: is it in the file, in its place, and alone there. */
@@ -139,22 +143,7 @@ export class ClusterCheck {
 
   /** Calls back for every entry that is not 0. */
   #eachEntry(visit: (entry: number, index: number) => void): void {
-    const { entries } = this.#r.geometry
-    if ((this.#r.header.flags & FLAG_EMPTY) !== 0) return
-    const perChunk = CHUNK / BAT_ENTRY_SIZE
-    const chunk = new Uint8Array(CHUNK)
-    const view = new DataView(chunk.buffer)
-    for (let first = 0; first < entries; first += perChunk) {
-      const count = Math.min(perChunk, entries - first)
-      const at = HEADER_SIZE + first * BAT_ENTRY_SIZE
-      // A table of a huge empty disk is mostly a hole.
-      if (this.#r.storage.nextData(at) >= at + count * BAT_ENTRY_SIZE) continue
-      this.#r.storage.read(chunk, 0, count * BAT_ENTRY_SIZE, at)
-      for (let i = 0; i < count; i++) {
-        const entry = view.getUint32(i * BAT_ENTRY_SIZE, true)
-        if (entry !== 0) visit(entry, first + i)
-      }
-    }
+    eachEntry(this.#r.storage, countedEntries(this.#r.header, this.#r.geometry), visit)
   }
 
   #setEntry(index: number, offset: number): void {
@@ -192,17 +181,28 @@ export class ClusterCheck {
     this.#r.report('corruption', 'shared-cluster', message, mended, { ...this.#where(index), found: offset })
   }
 
-  /** Gives an entry a cluster of its own at the file's end, with what it shows now. */
+  /** Where a cluster goes that an entry is to have for itself; undefined: nowhere. */
+  #newPlace(): number | undefined {
+    const { storage, header, geometry } = this.#r
+    if (!storage.fixedSize) return this.#end / geometry.unit > MAX_ENTRY ? undefined : this.#end
+    return this.#opaque ? undefined : unusedCluster(storage, header, geometry, this.#extension)
+  }
+
+  /**
+   * Gives an entry a cluster of its own, with what it shows now.
+   * @returns false where there is none
+   */
   #copyAway(index: number, from: number): boolean {
-    const { clusterSize, unit } = this.#r.geometry
-    const to = this.#end
-    if (to / unit > MAX_ENTRY) return false
+    const { clusterSize } = this.#r.geometry
+    const to = this.#newPlace()
+    if (to === undefined) return false
     this.#r.mark()
     const { storage } = this.#r
     const buffer = new Uint8Array(Math.min(CHUNK, clusterSize))
     // Not what other entries were given behind the file's end.
     const end = Math.min(from + clusterSize, this.#limit)
-    storage.truncate(to + clusterSize)
+    if (storage.fixedSize) storage.punch(to, clusterSize)
+    else storage.truncate(to + clusterSize)
     // A cluster can be said to be of any size, and is mostly a hole then.
     for (let at = storage.nextData(from); at < end; at = storage.nextData(at)) {
       const count = storage.read(buffer, 0, Math.min(buffer.length, end - at), at)
@@ -210,7 +210,7 @@ export class ClusterCheck {
       at += count
     }
     storage.sync()
-    this.#end = to + clusterSize
+    this.#end = Math.max(this.#end, to + clusterSize)
     this.#setEntry(index, to)
     return true
   }

@@ -212,7 +212,12 @@ export class ImageDriver implements Driver {
   }
 
   beginWriting(): void {
+    const state = this.#state
+    if (state[State.BEGUN] !== 0) return
     beginSession(this.#layout, this.#context, this.#bat)
+    this.#context.metadata.exclusive(() => {
+      state[State.BEGUN] = 1
+    })
   }
 
   finish(): void {

@@ -201,6 +201,11 @@ export function forbidding(features: readonly Feature[]): Feature | undefined {
   return features.find(({ error, flags }) => error !== undefined && (flags & FLAG_NECESSARY) !== 0)
 }
 
+/** The clusters of an extension at `offset` and of its bitmaps' bits. */
+export function clustersOf(offset: number, features: readonly Feature[]): number[] {
+  return [offset, ...features.flatMap(({ bitmap }) => bitmap?.l1.filter((entry) => entry > L1_SET) ?? [])]
+}
+
 /** True where clusters may belong to features that are not understood: what looks free may not be. */
 export function isOpaque(features: readonly Feature[]): boolean {
   return keptFeatures(features).some(({ error }) => error !== undefined)

@@ -8,6 +8,7 @@ import { placesEnd } from '../../storage/shorten.js'
 import { makeTrace } from '../../util/trace.js'
 import type { LayerContext } from '../driver.js'
 import type { Bat } from './bat.js'
+import { eachEntry } from './entries.js'
 import { type ImageLayout, INFLIGHT_SLOTS, Search, State } from './layout.js'
 import { l1Offset } from './tracker.js'
 
@@ -21,6 +22,8 @@ const MOST_LOOKED_AT = 2 ** 26
 /**
  * Finds the gaps and makes them takeable. Only one thread at a time; no lock held.
  * @returns true where there were some
+ * @throws CORRUPT, however often it is called, where an entry refers to what is behind the file's end: the file must not
+ * grow then, or two clusters of the disk would have one place
  */
 export function findGaps(layout: ImageLayout, context: LayerContext, bat: Bat): boolean {
   const { metadata, state } = context
@@ -32,11 +35,13 @@ export function findGaps(layout: ImageLayout, context: LayerContext, bat: Bat): 
   const clusters = unknown ? 0 : Math.max(0, Math.floor((end - dataStart) / clusterSize))
   // From here on nobody takes freed space: what is taken already is in the slots or in the BAT.
   const inFlight = metadata.exclusive(() => {
-    state[State.SEARCH] = clusters > 0 ? Search.RUNNING : Search.DONE
+    state[State.SEARCH] = Search.RUNNING
     return state.slice(State.INFLIGHT, State.COUNT)
   })
   let found = false
+  let outcome: number = Search.TO_DO
   try {
+    refuseOutside(layout, context, bat)
     const rounds = Math.floor(MOST_LOOKED_AT / Math.max(1, layout.geometry.entries))
     for (let from = 0; from < Math.min(clusters, rounds * WINDOW); from += WINDOW) {
       const used = new UsedClusters(dataStart + from * clusterSize, clusterSize, Math.min(WINDOW, clusters - from))
@@ -49,13 +54,24 @@ export function findGaps(layout: ImageLayout, context: LayerContext, bat: Bat): 
         found = true
       }
     }
+    outcome = Search.DONE
   } finally {
     metadata.exclusive(() => {
-      state[State.SEARCH] = Search.DONE
+      state[State.SEARCH] = outcome
     })
   }
   if (trace.enabled) trace(`${context.files[0]!.storage.path}: looked for gaps, found ${found ? 'some' : 'none'}`)
   return found
+}
+
+/** Also where gaps are not looked for. The file is read, where holes cost nothing; the cache has the last word. */
+function refuseOutside({ geometry }: ImageLayout, { files, metadata, state }: LayerContext, bat: Bat): void {
+  const { entries, unit, batEnd } = geometry
+  const floor = state[State.FLOOR]!
+  eachEntry(files[0]!.storage, entries, (entry, index) => {
+    const offset = entry * unit
+    if (offset < batEnd || offset >= floor) metadata.shared(() => bat.at(index))
+  })
 }
 
 function markBat(layout: ImageLayout, { metadata }: LayerContext, bat: Bat, used: UsedClusters): void {

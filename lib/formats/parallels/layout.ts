@@ -1,5 +1,6 @@
 /** What is known of an open image or bundle and never changes: its layout; and the numbers that do change, by name. */
 
+import { clustersEnd } from './entries.js'
 import type { Geometry, Header } from './header.js'
 
 /** A bitmap that writes are recorded in. */
@@ -82,18 +83,21 @@ export const State = {
   FLOOR: 4,
   /** While the image is written, the cluster of the extension that counts everything as changed; 0: none. */
   STAND_IN: 5,
+  /** Not 0: writing has begun. Of a bundle another part may have failed to, and then all of them are asked again. */
+  BEGUN: 6,
   /** For every thread the offset and length of what it has allocated and not yet published. */
-  INFLIGHT: 6,
-  COUNT: 6 + 2 * INFLIGHT_SLOTS,
+  INFLIGHT: 7,
+  COUNT: 7 + 2 * INFLIGHT_SLOTS,
 } as const
 
-/** Whether the gaps between clusters that were there at opening are known. */
+/**
+ * Whether the gaps between clusters that were there at opening are known, and that the BAT refers to nothing behind them.
+ */
 export const Search = { TO_DO: 0, RUNNING: 1, DONE: 2 } as const
 
 /** First values of the numbers. */
 export function firstState({ geometry, header }: ImageLayout, fileSize: number): number[] {
-  const { dataStart, clusterSize } = geometry
-  const end = dataStart + Math.max(0, Math.ceil((fileSize - dataStart) / clusterSize)) * clusterSize
+  const end = clustersEnd(geometry, fileSize)
   const state = new Array<number>(State.COUNT).fill(0)
   state[State.END] = end
   state[State.LIMIT] = end

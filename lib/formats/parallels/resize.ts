@@ -8,14 +8,16 @@
  *    to it → barrier
  * 4. new BAT entries are zeroed, an extension for the new size is written at the end → barrier
  * 5. the header: sizes, data offset, extension and mark, in one sector → barrier
- * 6. what nothing refers to any more is freed
+ * 6. in a smaller disk, what its last cluster has behind the new end is zeroed; what nothing refers to any more is freed
  *
+ * A larger disk would show what the last cluster has behind the old end: that is zeroed behind 1.
  * A crash before 5 leaves the old size, marked as in use, with leaked clusters and bitmaps that count all as changed.
  */
 
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import { checkImage } from './check.js'
+import { clustersEnd, countedEntries, refuseOutside } from './entries.js'
 import {
   bitmapFeature,
   encodeExtension,
@@ -72,10 +74,8 @@ class Resize {
     this.#trusted = bitmapsTrusted(this.#header)
     this.#next = this.#newHeader(size)
     this.#after = geometryOf(this.#next)
-    const { dataStart, clusterSize } = this.#before
-    this.#end = dataStart + Math.max(0, Math.ceil((storage.size() - dataStart) / clusterSize)) * clusterSize
     // The end of the file may still be in front of where data begins from now on.
-    this.#end = Math.max(this.#end, this.#after.dataStart)
+    this.#end = Math.max(clustersEnd(this.#before, storage.size()), this.#after.dataStart)
   }
 
   #newHeader(size: number): Header {
@@ -103,8 +103,9 @@ class Resize {
     const features = this.#loadFeatures()
     // Here, because it throws where bitmaps do not fit.
     this.#encoded(this.#resized(features))
+    refuseOutside(this.#storage, this.#header, this.#before)
     writeHeader(this.#storage, { ...this.#header, inUse: InUse.OPEN })
-    this.#clearBehind(Math.min(this.#before.size, this.#after.size))
+    if (this.#after.size > this.#before.size) this.#clearBehind(this.#before.size)
     this.#moveData()
     this.#moveBits(features)
     this.#moveExtension(features)
@@ -112,6 +113,7 @@ class Resize {
     const extOff = this.#writeExtension(this.#resized(features))
     this.#storage.sync()
     writeHeader(this.#storage, { ...this.#next, extOff: extOff / SECTOR, inUse: InUse.CLOSED })
+    if (this.#after.size < this.#before.size) this.#clearBehind(this.#after.size)
     checkImage(this.#storage, { repair: 'leaks', found: () => {} })
   }
 
@@ -126,28 +128,30 @@ class Resize {
     return keptFeatures(loaded.extension.features)
   }
 
+  /** 0 for all of them where the header says that the disk is empty. */
   #entry(index: number): number {
+    if (index >= countedEntries(this.#header, this.#before)) return 0
     const bytes = Buffer.alloc(BAT_ENTRY_SIZE)
     this.#storage.read(bytes, 0, BAT_ENTRY_SIZE, HEADER_SIZE + index * BAT_ENTRY_SIZE)
     return bytes.readUInt32LE() * this.#before.unit
   }
 
-  /** Zeros what the last cluster has behind the end of the disk: a larger disk would show it. */
+  /** Punches what the last cluster has behind the end of a disk: a full host file system has no room for zeros. */
   #clearBehind(size: number): void {
     const { clusterSize } = this.#before
     const index = Math.floor(size / clusterSize)
     const inside = size - index * clusterSize
-    const host = inside === 0 || index >= this.#before.entries ? 0 : this.#entry(index)
-    if (host !== 0) this.#storage.zero(host + inside, clusterSize - inside)
+    const host = inside === 0 ? 0 : this.#entry(index)
+    if (host !== 0) this.#storage.punch(host + inside, clusterSize - inside)
   }
 
   /** Gives every entry whose cluster lies where the BAT will be another cluster. */
   #moveData(): void {
-    const { dataStart, unit, entries } = this.#before
+    const { dataStart, unit } = this.#before
     const limit = this.#after.dataStart
     if (limit <= dataStart) return
     const changes: (readonly [index: number, place: number])[] = []
-    const keep = Math.min(entries, this.#after.entries)
+    const keep = Math.min(countedEntries(this.#header, this.#before), this.#after.entries)
     const chunk = Buffer.alloc(CHUNK)
     for (let first = 0; first < keep; first += CHUNK / BAT_ENTRY_SIZE) {
       const count = Math.min(keep - first, CHUNK / BAT_ENTRY_SIZE)

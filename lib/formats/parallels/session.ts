@@ -11,7 +11,18 @@ import { shorten } from '../../storage/shorten.js'
 import { VdiskError } from '../../util/errors.js'
 import type { LayerContext } from '../driver.js'
 import type { Bat } from './bat.js'
-import { encodeExtension, type Feature, keptFeatures, L1_SET, loadExtension, seal, withL1 } from './extension.js'
+import { eachEntry, refuseOutside } from './entries.js'
+import {
+  clustersOf,
+  encodeExtension,
+  type Feature,
+  keptFeatures,
+  L1_SET,
+  loadExtension,
+  seal,
+  withL1,
+} from './extension.js'
+import { placeForCluster } from './free-cluster.js'
 import { FLAG_EMPTY, HEADER_SIZE, InUse, SECTOR } from './header.js'
 import { type ImageLayout, State, type TrackedExtension } from './layout.js'
 
@@ -63,9 +74,13 @@ function beginExtension(
   const { metadata, state, files } = context
   const { index, storage } = files[0]!
   const { clusterSize } = layout.geometry
+  refuseOutside(storage, layout.header, layout.geometry, state[State.FLOOR]!)
   const features = featuresOf(layout, extension, context)
   const allSet = withL1(features, layout.geometry, () => L1_SET)
-  const standIn = state[State.END]!
+  // The same again where the commit of an earlier attempt failed.
+  const standIn =
+    state[State.STAND_IN]! ||
+    (storage.fixedSize ? placeForCluster(storage, layout.header, layout.geometry, features) : state[State.END]!)
   const bytes = encoded(allSet, clusterSize, storage.path)
   // Both may lie in holes: on a full disk all of this fails before anything is changed.
   storage.reserve(standIn, clusterSize)
@@ -73,7 +88,7 @@ function beginExtension(
   storage.write(bytes, 0, clusterSize, standIn)
   metadata.wrote(index)
   metadata.exclusive(() => {
-    state[State.END] = standIn + clusterSize
+    state[State.END] = Math.max(state[State.END]!, standIn + clusterSize)
     state[State.LIMIT] = Math.max(state[State.LIMIT]!, standIn + clusterSize)
     state[State.STAND_IN] = standIn
     bat.setHeader({ inUse: InUse.OPEN, flags, extOff: standIn / SECTOR })
@@ -106,6 +121,7 @@ export function endSession(layout: ImageLayout, context: LayerContext, bat: Bat)
   metadata.commit()
   if (standIn !== 0) context.space!.add(standIn, layout.geometry.clusterSize)
   cutTail(context)
+  cutUnused(layout, context)
   if (shorten(files[0]!.storage, state[State.END]!)) metadata.wrote(files[0]!.index)
   metadata.barrier()
 }
@@ -118,6 +134,30 @@ function sealExtension({ geometry }: ImageLayout, { offset }: TrackedExtension, 
   seal(bytes)
   storage.write(bytes, 0, SECTOR, offset)
   context.metadata.wrote(index)
+}
+
+/**
+ * Moves the end in front of what an earlier session left unused there: a hole that was in front of what was cut off now,
+ * or the room that a crash left. Both tables are on disk whole by now.
+ */
+function cutUnused({ geometry, header, extension }: ImageLayout, { metadata, state, files }: LayerContext): void {
+  const { storage } = files[0]!
+  const sank = state[State.END]! < state[State.FLOOR]!
+  if (storage.fixedSize || extension?.opaque || !(sank || header.inUse === InUse.OPEN)) return
+  const { clusterSize, dataStart, entries, unit } = geometry
+  let end = dataStart
+  const use = (offset: number) => {
+    end = Math.max(end, offset + clusterSize)
+  }
+  if (extension && extension.plan !== 'drop') {
+    const loaded = loadExtension(storage, geometry, extension.offset)
+    if ('error' in loaded) return
+    for (const cluster of clustersOf(extension.offset, loaded.extension.features)) use(cluster)
+  }
+  eachEntry(storage, entries, (entry) => use(entry * unit))
+  metadata.exclusive(() => {
+    state[State.END] = Math.min(state[State.END]!, end)
+  })
 }
 
 /** Moves the end in front of all freed space that lies there. */

@@ -7,6 +7,7 @@ import { openStorages } from '../../../lib/image/open.js'
 import { FaultStorage } from '../../../lib/storage/fault.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import type { Storage } from '../../../lib/storage/storage.js'
+import { Device } from '../../support/device.js'
 import { bundleXml, NIL, TOP } from './bundles.js'
 import {
   BITMAP,
@@ -377,6 +378,91 @@ t.test('a bitmap that some parts of a bundle lack: nothing is changed but what c
     [0, 64],
     [69, 1],
   ])
+})
+
+t.test('a copy that was cut short: no bitmap is put where its clusters were', async (t) => {
+  const cut = imageBytes({ cluster: 8, sectors: SECTORS, dataOff: 8, bat: [1, 2], size: 2 * CLUSTER })
+  const storage = MemoryStorage.create({ path: 'x.hds', contents: cut })
+  const whole = empty()
+  for (const tools of [bundle([storage]), bundle([whole, storage])])
+    t.throws(() => tools.add(ID), { code: 'CORRUPT', message: /BAT entry 1 says byte 8192.*check --repair all/ })
+  t.ok(bytesOf(storage).equals(cut))
+  t.ok(bytesOf(whole).equals(bytesOf(empty())))
+  const two = [made(), made({ bat: [3] })]
+  const before = two.map(bytesOf)
+  t.throws(() => bundle(two).clear(ID), { code: 'CORRUPT' })
+  t.throws(() => bundle(two).remove(ID), { code: 'CORRUPT' })
+  t.same(two.map(bytesOf), before)
+})
+
+t.test('with a feature that nobody knows, a change of bitmaps leaves no cluster behind', async (t) => {
+  const features = (l1: readonly number[]) => [{ magic: 0x1122n, flags: 2, data: Buffer.alloc(8) }, ...oneBitmap(l1)]
+  const storage = made({ features, bits: [3] })
+  const tools = bundle([storage])
+  for (let i = 0; i < 3; i++) {
+    tools.add(OTHER)
+    tools.clear(OTHER)
+    tools.remove(OTHER)
+  }
+  t.equal(storage.size(), 3 * CLUSTER)
+  t.same(extents(storage), [[3, 1]])
+})
+
+t.test('on a device: what bitmaps need goes to clusters that nothing uses', async (t) => {
+  const memory = made({ bits: [3], bat: [3], clusters: 4 })
+  const device = new Device(memory, 12 * CLUSTER)
+  const disk = openStorages([device])
+  put(disk, 10, 7)
+  t.equal(u64(memory, 56) * 512, 4 * CLUSTER, 'the header refers to a stand-in in the first gap')
+  put(disk, 11, 8)
+  disk.close()
+  t.same(extents(memory), [
+    [3, 1],
+    [10, 2],
+  ])
+  t.equal(u64(memory, 56) * 512, 2 * CLUSTER)
+  t.same(
+    findings(memory).filter((what) => what !== 'leak'),
+    [],
+  )
+  const tools = bundle([device])
+  tools.add(OTHER)
+  const again = openStorages([device])
+  put(again, 5)
+  again.close()
+  t.same(extents(memory, OTHER), [[5, 1]])
+  tools.clear(OTHER)
+  t.same(extents(memory, OTHER), [])
+  tools.remove(OTHER)
+  t.same(
+    tools.list().map(({ name }) => name),
+    [ID],
+  )
+  const bytes = Buffer.alloc(1)
+  const after = openStorages([memory], { readOnly: true })
+  for (const [cluster, byte] of [
+    [10, 7],
+    [11, 8],
+    [5, 1],
+  ] as const) {
+    after.read(bytes, 0, 1, cluster * CLUSTER)
+    t.equal(bytes[0], byte)
+  }
+})
+
+t.test('a device that is full of clusters: nothing is changed', async (t) => {
+  for (const storage of [
+    made({ bat: [3], clusters: 4 }),
+    made({ clusters: 6, features: (l1) => [{ magic: 0x1122n, flags: 2, data: Buffer.alloc(8) }, ...oneBitmap(l1)] }),
+  ]) {
+    const device = new Device(storage)
+    const before = bytesOf(storage)
+    const disk = openStorages([device])
+    t.throws(() => put(disk, 0), { code: 'NO_SPACE', message: /device/ })
+    disk.close()
+    t.throws(() => bundle([device]).add(OTHER), { code: 'NO_SPACE', message: /device/ })
+    t.ok(bytesOf(storage).equals(before))
+  }
 })
 
 t.test('a bitmap that a part of a bundle cannot have is added to none', async (t) => {

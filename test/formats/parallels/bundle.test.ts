@@ -4,16 +4,20 @@ import { copyFileSync, existsSync, linkSync, mkdirSync, readFileSync, renameSync
 import { join } from 'node:path'
 import t from 'tap'
 import type { Repair } from '../../../lib/formats/driver.js'
+import { parallels } from '../../../lib/formats/parallels/format.js'
 import { checkImage } from '../../../lib/image/check.js'
 import { createImage } from '../../../lib/image/create.js'
 import type { Image } from '../../../lib/image/image.js'
 import { chainInfo, imageInfo } from '../../../lib/image/info.js'
-import { openImage } from '../../../lib/image/open.js'
+import { imageOver, openImage } from '../../../lib/image/open.js'
 import { openOverlay } from '../../../lib/image/overlay.js'
+import { FaultStorage } from '../../../lib/storage/fault.js'
+import { MemoryStorage } from '../../../lib/storage/memory.js'
+import type { Storage } from '../../../lib/storage/storage.js'
 import { must } from '../../support/run.js'
 import { type TestCase, temporaryFolder } from '../../support/temp.js'
 import { type BundleParts, bundleXml, guid, NIL, TOP } from './bundles.js'
-import { corpusText, fromCorpus, imageBytes, KiB, needsCorpus } from './bytes.js'
+import { BITMAP, bitmapData, corpusText, extensionBytes, fromCorpus, imageBytes, KiB, needsCorpus } from './bytes.js'
 
 const CLUSTER = 4 * KiB
 /** Sizes of the six parts in sectors: some end inside a cluster. */
@@ -91,6 +95,72 @@ t.test('a bundle that Parallels Desktop wrote', needsCorpus, async (t) => {
   disk.close()
   t.match(imageInfo(folder), { 'virtual-size': 104857600, format: 'parallels', filename: folder })
   t.equal(imageInfo(join(folder, 'DiskDescriptor.xml'))['virtual-size'], 104857600, 'by its descriptor too')
+})
+
+/** A bundle over storages: parts of 16 clusters each. */
+function over(parts: readonly Storage[]): Image {
+  const sectors = 16 * 8
+  const xml = bundleXml({
+    sectors: sectors * parts.length,
+    storages: parts.map((_, i) => ({
+      start: sectors * i,
+      end: sectors * (i + 1),
+      images: [[TOP, 'Compressed', String(i)]],
+    })),
+    shots: [[TOP, NIL]],
+  })
+  const storage = MemoryStorage.create({ path: 'x.hdd/DiskDescriptor.xml', contents: Buffer.from(xml) })
+  const { path } = storage
+  const openFile = (name: string) => ({ index: 1 + Number(name), storage: parts[Number(name)]! })
+  const opened = parallels.open({ storage, path, readOnly: false, openFile, warn: () => {} })
+  return imageOver([{ path, format: parallels, guessedRaw: false, storage, files: parts, snapshot: undefined, opened }])
+}
+
+t.test('a part whose writing cannot begin: the parts in front of it do not begin twice', async (t) => {
+  const sectors = 16 * 8
+  const extended = (magic: bigint, data: Buffer) => {
+    const file = imageBytes({ cluster: 8, sectors, dataOff: 8, extOff: 16, size: 3 * CLUSTER })
+    extensionBytes(CLUSTER, [{ magic, data }]).copy(file, 2 * CLUSTER)
+    return MemoryStorage.create({ path: 'x.hds', contents: file })
+  }
+  for (let nth = 1, fired = 1; fired > 0; nth++) {
+    // Its extension is dropped, and its cluster is free then.
+    const first = extended(0x1122n, Buffer.alloc(8))
+    const second = extended(BITMAP, bitmapData(sectors, '00112233-4455-6677-8899-aabbccddeeff', 8, [0]))
+    const failing = new FaultStorage(second)
+    const disk = over([first, failing])
+    failing.fail({ kinds: ['write', 'reserve'], nth, errno: 'ENOSPC' })
+    for (let i = 0; i < 6; i++) {
+      const put = () => disk.write(Buffer.alloc(CLUSTER, 0xa0 + i), 0, CLUSTER, i * CLUSTER)
+      try {
+        put()
+      } catch {
+        put()
+      }
+    }
+    fired = failing.fired
+    failing.heal()
+    const found = all(disk)
+    disk.close()
+    t.same(
+      [0, 1, 2, 3, 4, 5].map((i) => found[i * CLUSTER]),
+      [0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xa5],
+      `the ${nth}.`,
+    )
+    for (const part of [first, second]) {
+      const findings: string[] = []
+      parallels.check!({
+        storage: part,
+        path: 'x.hds',
+        readOnly: true,
+        repair: 'none',
+        warn: () => {},
+        found: ({ message }) => void findings.push(message),
+      })
+      t.same(findings, [], `the ${nth}., a check`)
+    }
+    t.ok(nth < 20)
+  }
 })
 
 t.test('six parts are one disk, read and written across every seam', async (t) => {

@@ -5,6 +5,8 @@ import type { Finding, Repair } from '../../../lib/formats/driver.js'
 import { parallels } from '../../../lib/formats/parallels/format.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
+import type { Storage } from '../../../lib/storage/storage.js'
+import { Device } from '../../support/device.js'
 import {
   BITMAP,
   bitmapData,
@@ -30,7 +32,7 @@ function image(parts: Partial<ImageParts> & { fill?: boolean } = {}): MemoryStor
   return MemoryStorage.create({ path: 'x.hds', contents: file })
 }
 
-function check(storage: MemoryStorage, repair: Repair = 'none') {
+function check(storage: Storage, repair: Repair = 'none') {
   const findings: Finding[] = []
   const totals = parallels.check!({
     storage,
@@ -51,6 +53,12 @@ function content(storage: MemoryStorage, index: number): number {
   disk.read(buffer, 0, CLUSTER, index * CLUSTER)
   disk.close()
   return buffer.every((byte) => byte === buffer[0]) ? buffer[0]! : -1
+}
+
+const contentsOf = (storage: MemoryStorage) => {
+  const buffer = Buffer.alloc(storage.size())
+  storage.read(buffer, 0, buffer.length, 0)
+  return buffer
 }
 
 const u32 = (storage: MemoryStorage, offset: number) => {
@@ -127,6 +135,36 @@ t.test('two entries with one cluster: both keep what they show', async (t) => {
   t.same(check(storage).said, [])
 })
 
+t.test('two entries with one cluster of a device: one gets a cluster that nothing uses', async (t) => {
+  const bat = [1, 2, 1, 3, 3]
+  const storage = image({ bat, extOff: 32, size: 5 * CLUSTER })
+  storage.write(
+    extensionBytes(CLUSTER, [{ magic: BITMAP, data: bitmapData(SECTORS, ID, 8, [1]) }]),
+    0,
+    CLUSTER,
+    4 * CLUSTER,
+  )
+  const device = new Device(storage, 7 * CLUSTER)
+  t.same(check(device, 'all').said, Array(2).fill('corruption shared-cluster repaired'))
+  t.same(
+    [0, 1, 2, 3, 4].map((i) => content(storage, i)),
+    [1, 2, 1, 3, 3],
+  )
+  t.same([u32(storage, 72), u32(storage, 80)], [5, 6])
+  t.same(check(device).said, [])
+})
+
+t.test('two entries with one cluster of a full device: said, and nothing is changed', async (t) => {
+  const storage = image({ bat: [1, 2, 1, 3] })
+  const before = contentsOf(storage)
+  t.same(check(new Device(storage), 'all').said, ['corruption shared-cluster'])
+  t.ok(contentsOf(storage).equals(before))
+  const unknown = image({ bat: [1, 1], extOff: 24, size: 6 * CLUSTER })
+  unknown.write(extensionBytes(CLUSTER, [{ magic: 0x1122n, flags: 2, data: Buffer.alloc(8) }]), 0, CLUSTER, 3 * CLUSTER)
+  t.same(check(new Device(unknown), 'all').said, ['warning feature', 'corruption shared-cluster'])
+  t.equal(u32(unknown, 68), 1, 'what looks free may be in use')
+})
+
 t.test('an entry that is no whole number of clusters behind the beginning of the data', async (t) => {
   const storage = image({ magic: 'WithoutFreeSpace', bat: [8, 20], size: 4 * CLUSTER, fill: true })
   t.same(check(storage).said, ['corruption bat-alignment', 'leak leak'])
@@ -190,6 +228,37 @@ t.test('an extension whose sum is wrong is dropped, and what it had is free', as
   t.equal(u32(storage, 56), 0)
   t.equal(storage.size(), CLUSTER)
   t.same(check(storage).said, [])
+})
+
+t.test('an extension that does not load, and stays, keeps what may be its clusters', async (t) => {
+  const storage = withBitmap({ size: 5 * CLUSTER }, 8, 5)
+  storage.write(Buffer.from([1]), 0, 1, 2 * CLUSTER + 100)
+  const before = contentsOf(storage)
+  t.same(check(storage, 'leaks').said, ['corruption extension', 'leak leak'])
+  t.ok(contentsOf(storage).equals(before))
+})
+
+t.test('features that do not load, and stay, keep what may be their clusters', async (t) => {
+  const bits = bitmapData(SECTORS, ID, 8, [8])
+  const otherSize = bitmapData(SECTORS - 8, ID, 8, [8])
+  for (const features of [
+    [{ magic: BITMAP, data: otherSize }],
+    [
+      { magic: 0x1122n, data: Buffer.alloc(8, 4) },
+      { magic: BITMAP, data: bits },
+    ],
+  ]) {
+    const storage = image({ extOff: 16, bat: [5], size: 8 * CLUSTER })
+    storage.write(extensionBytes(CLUSTER, features), 0, CLUSTER, 2 * CLUSTER)
+    const before = contentsOf(storage)
+    const { said } = check(storage, 'leaks')
+    t.ok(said.includes('leak leak'))
+    t.notOk(said.includes('leak leak repaired'))
+    t.ok(contentsOf(storage).equals(before))
+    t.ok(check(storage, 'all').said.includes('leak leak repaired'), 'they go with what they belonged to')
+    t.same(check(storage).said, [])
+    t.equal(content(storage, 0), 5)
+  }
 })
 
 t.test('guest data in a bitmap’s cluster: the data stays, the bitmap says all', async (t) => {

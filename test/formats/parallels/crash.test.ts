@@ -182,6 +182,37 @@ function bitmapOf(storage: MemoryStorage): [start: number, length: number][] | u
   return ranges.map(({ start, length }) => [start / SECTOR, length / SECTOR])
 }
 
+t.test('a smaller disk: a crash leaves the old one whole, or the new one', async (t) => {
+  for (const bitmap of [false, true]) {
+    const recorder = new Recorder()
+    const before = start(bitmap)
+    const data = look(openStorages([before], { readOnly: true }))
+    resizeExpanding(recorder.record(before), 3 * CLUSTER + 2 * SECTOR)
+    const small = 3 * 8 + 2
+    const judgeShrink = (crashed: MemoryStorage, moment: string) => {
+      const disk = openStorages([crashed], { readOnly: true })
+      const sectors = disk.size / SECTOR
+      const all = Buffer.alloc(disk.size)
+      disk.read(all, 0, all.length, 0)
+      disk.close()
+      t.ok(sectors === SECTORS || sectors === small, `${moment}: one of two sizes`)
+      const found = Array.from({ length: sectors }, (_, i) => all[i * SECTOR])
+      t.same(found, data.slice(0, sectors), `${moment}: content of ${sectors} sectors`)
+    }
+    for (let moment = 0; moment <= recorder.length; moment++) {
+      judgeShrink(recorder.prefix(moment)[0]!, `the first ${moment}`)
+      for (const [sample, tearing] of (['none', 512, 4096] satisfies Tearing[]).entries())
+        judgeShrink(recorder.crash(moment, 10 * moment + sample, tearing)[0]!, `${moment}, ${tearing}`)
+    }
+    resizeExpanding(before, 8 * CLUSTER)
+    const disk = openStorages([before], { readOnly: true })
+    const last = Buffer.alloc(6 * SECTOR, 1)
+    disk.read(last, 0, last.length, small * SECTOR)
+    disk.close()
+    t.ok(last.equals(Buffer.alloc(last.length)), 'what was cut off does not come back')
+  }
+})
+
 /** Clusters that data, the extension and a bitmap's bits may have, each in the way of a larger table, or not. */
 const PLACES: readonly { readonly name: string; readonly extension: number; readonly bits: number }[] = [
   { name: 'the extension alone in the way', extension: 1, bits: 5 },

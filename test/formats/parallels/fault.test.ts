@@ -2,6 +2,7 @@
 
 import t from 'tap'
 import { parallels } from '../../../lib/formats/parallels/format.js'
+import { resizeExpanding } from '../../../lib/formats/parallels/resize.js'
 import type { Image } from '../../../lib/image/image.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { type Fault, FaultStorage } from '../../../lib/storage/fault.js'
@@ -62,6 +63,30 @@ function session(disk: Image): number[][] {
   }
   return may
 }
+
+t.test('a disk that cannot be made smaller, because the host is full, keeps what it holds', async (t) => {
+  for (let nth = 1, fired = 1; fired > 0; nth++) {
+    const memory = start()
+    const storage = new FaultStorage(memory)
+    // In the middle of the cluster that holds something.
+    storage.fail({ kinds: ['write', 'zero'], nth, errno: 'ENOSPC', persistent: true })
+    const resize = () => resizeExpanding(storage, 1024)
+    try {
+      resize()
+    } catch {
+      t.ok(storage.fired > 0)
+    }
+    fired = storage.fired
+    storage.heal()
+    const disk = openStorages([memory], { readOnly: true })
+    const found = Buffer.alloc(Math.min(disk.size, CLUSTER))
+    disk.read(found, 0, found.length, 0)
+    t.ok(found.equals(Buffer.alloc(found.length, 0x11)), `the ${nth}.: a disk of ${disk.size} bytes`)
+    disk.close()
+    resize()
+    t.ok(nth < 50)
+  }
+})
 
 for (const [errno, kinds] of [
   ['EIO', ['write']],

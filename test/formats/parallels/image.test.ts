@@ -5,7 +5,19 @@ import { parallels } from '../../../lib/formats/parallels/format.js'
 import { openStorages } from '../../../lib/image/open.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import { Device } from '../../support/device.js'
-import { CLOSED, fromCorpus, type ImageParts, imageBytes, KiB, needsCorpus, OPEN } from './bytes.js'
+import {
+  BITMAP,
+  bitmapData,
+  CLOSED,
+  extensionBytes,
+  type FeatureParts,
+  fromCorpus,
+  type ImageParts,
+  imageBytes,
+  KiB,
+  needsCorpus,
+  OPEN,
+} from './bytes.js'
 
 const CLUSTER = 64 * KiB
 const base = { cluster: 128, sectors: 8 * 128, dataOff: 128, size: CLUSTER }
@@ -123,6 +135,43 @@ t.test('the free tail is cut off at a clean end', async (t) => {
   t.equal(storage.size(), 2 * CLUSTER)
 })
 
+t.test('a hole that an earlier session left in front of the free tail is cut off with it', async (t) => {
+  const storage = image()
+  const session = (use: (disk: ReturnType<typeof openStorages>) => void) => {
+    const disk = openStorages([storage])
+    use(disk)
+    disk.close()
+  }
+  session((disk) => disk.write(Buffer.alloc(3 * CLUSTER, 7), 0, 3 * CLUSTER, 0))
+  session((disk) => disk.zero(CLUSTER, CLUSTER, true))
+  t.equal(storage.size(), 4 * CLUSTER)
+  session((disk) => disk.zero(2 * CLUSTER, CLUSTER, true))
+  t.equal(storage.size(), 2 * CLUSTER)
+  const kept = Buffer.alloc(CLUSTER)
+  session((disk) => disk.read(kept, 0, CLUSTER, 0))
+  t.ok(kept.equals(Buffer.alloc(CLUSTER, 7)))
+})
+
+t.test('the tail that a crash left is cut off at the next clean end', async (t) => {
+  const bits = (l1: number) => bitmapData(base.sectors, '00112233-4455-6677-8899-aabbccddeeff', 128, [l1])
+  for (const [l1, clusters] of [
+    [undefined, 3],
+    [0, 5],
+    [5 * 128, 5],
+  ] as const) {
+    const parts = { inUse: OPEN, bat: [2], size: 9 * CLUSTER, extOff: l1 === undefined ? 0 : 4 * 128 }
+    const file = imageBytes({ ...base, ...parts })
+    file.fill(7, 2 * CLUSTER, 3 * CLUSTER)
+    if (l1 !== undefined) extensionBytes(CLUSTER, [{ magic: BITMAP, data: bits(l1) }]).copy(file, 4 * CLUSTER)
+    const storage = storageOf(file)
+    openStorages([storage]).close()
+    t.equal(u32(storage, IN_USE), CLOSED)
+    // Of a bitmap that was not kept up to date everything is set, and its bits are used no more.
+    t.equal(storage.size(), clusters * CLUSTER)
+    t.ok(bytesOf(storage, 2 * CLUSTER, CLUSTER).equals(Buffer.alloc(CLUSTER, 7)))
+  }
+})
+
 t.test('gaps that an earlier session left are found before the file grows', async (t) => {
   const storage = image({ bat: [1, 0, 0, 5], size: 6 * CLUSTER })
   const disk = openStorages([storage])
@@ -178,6 +227,31 @@ t.test('an entry that points outside is an error, not somebody else’s bytes', 
   const inside = image({ magic: 'WithoutFreeSpace', entries: 300, bat: [1], size: 3 * CLUSTER })
   t.throws(() => openStorages([inside], { readOnly: true }).read(Buffer.alloc(1), 0, 1, 5), { code: 'CORRUPT' })
 })
+
+const FEATURES: Readonly<Record<string, readonly FeatureParts[]>> = {
+  'no extension': [],
+  'a feature that nobody knows': [{ magic: 0x1122n, flags: 2, data: Buffer.alloc(8) }],
+  'a bitmap': [{ magic: BITMAP, data: bitmapData(base.sectors, '00112233-4455-6677-8899-aabbccddeeff', 128, [0]) }],
+}
+
+for (const [name, features] of Object.entries(FEATURES))
+  t.test(`a copy that was cut short, with ${name}: nothing new takes the place of what is missing`, async (t) => {
+    // Guest clusters 1 and 2 were in clusters 3 and 4 of the file.
+    const file = imageBytes({ ...base, bat: [2, 3, 4], size: 3 * CLUSTER, extOff: features.length > 0 ? 128 : 0 })
+    if (features.length > 0) extensionBytes(CLUSTER, features).copy(file, CLUSTER)
+    const storage = storageOf(file)
+    const disk = openStorages([storage])
+    for (let again = 0; again < 3; again++) {
+      t.throws(() => disk.write(Buffer.alloc(CLUSTER, 1), 0, CLUSTER, 6 * CLUSTER), { code: 'CORRUPT', offset: 68 })
+      for (const missing of [1, 2]) {
+        t.throws(() => disk.read(Buffer.alloc(1), 0, 1, missing * CLUSTER), { code: 'CORRUPT' })
+        t.throws(() => disk.write(Buffer.alloc(1), 0, 1, missing * CLUSTER), { code: 'CORRUPT' })
+      }
+    }
+    disk.close()
+    t.equal(bat(storage, 6), 0)
+    t.equal(storage.size(), 3 * CLUSTER)
+  })
 
 t.test('a file that ends inside its last cluster', async (t) => {
   const storage = image({ bat: [1], size: CLUSTER + 1000 })

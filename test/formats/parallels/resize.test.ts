@@ -64,6 +64,14 @@ t.test('larger, so that clusters must make room for the table', async (t) => {
   }
 })
 
+t.test('a copy that was cut short keeps its size: nothing is put where its clusters were', async (t) => {
+  const path = image(t, { bat: [1, 2, 3], size: 3 * CLUSTER })
+  const before = readFileSync(path)
+  for (const request of [{ size: 3000 * CLUSTER }, { size: CLUSTER, shrink: true }])
+    t.throws(() => resizeImage(path, request), { code: 'CORRUPT', message: /BAT entry 2 says byte 12288/ })
+  t.ok(readFileSync(path).equals(before))
+})
+
 t.test('smaller only where that is meant; what was cut off does not come back', async (t) => {
   const path = image(t, { bat: [1, 2, 3] })
   const size = CLUSTER + 512
@@ -111,6 +119,30 @@ t.test('bitmaps get the new size, and move where they are in the way', async (t)
   ])
   t.same(checkImage(path).findings, [])
 })
+
+t.test('an image that says it is empty: where its BAT refers to, nothing is touched', async (t) => {
+  // The last cluster of the disk has one sector; its stale entry says the cluster of the bitmap's bits.
+  const sectors = 64 * 8 - 7
+  const bat = [...Array(63).fill(0), 1]
+  for (const size of [sectors + 100, 3000 * 8, 2 * 8]) {
+    const path = image(t, { sectors, flags: 1, bat, extOff: 16, size: 3 * CLUSTER }, (file) => {
+      file.fill(0xff, CLUSTER)
+      extensionBytes(CLUSTER, [{ magic: BITMAP, data: bitmapData(sectors, ID, 1, [8]) }]).copy(file, 2 * CLUSTER)
+      file.fill(0xff, CLUSTER, 2 * CLUSTER)
+    })
+    const bits = () => readFileSync(path).subarray(readL1(path), readL1(path) + CLUSTER)
+    resizeImage(path, { size: size * 512, shrink: true })
+    t.ok(bits().equals(Buffer.alloc(CLUSTER, 0xff)), `${size} sectors`)
+    t.same(clusters(path, [0, 1]), [0, 0])
+    t.same(checkImage(path).findings, [])
+  }
+})
+
+/** Where the bits of the only bitmap are in the file. */
+function readL1(path: string): number {
+  const file = readFileSync(path)
+  return Number(file.readBigUInt64LE(Number(file.readBigUInt64LE(56)) * 512 + 24 + 24 + 32)) * 512
+}
 
 t.test('bitmaps that would be too large: nothing is changed', async (t) => {
   const path = image(t, { extOff: 8, size: 2 * CLUSTER }, (file) => {
