@@ -47,9 +47,8 @@ export class Growth {
     const limit = storage.fixedSize ? size : Math.max(size, end)
     if (size < limit) storage.truncate(limit)
     this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: this.#layout.nextDataWriteGuid })
-    // A crash may have left data there that nothing refers to.
-    for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)
     const cleared = storage.fixedSize ? end : limit
+    // A crash may have left data there that nothing refers to.
     if (cleared > end) storage.punch(end, cleared - end)
     metadata.wrote(files[0]!.index)
     metadata.barrier()
@@ -58,6 +57,8 @@ export class Growth {
       state[State.NEXT] = end
       state[State.CLEARED] = cleared
     })
+    // Last: where something fails, all of this comes again, and no gap may be in the list twice.
+    for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)
   }
 
   /** Takes room that reads as zeros: its offset, or -1 where the file must grow. Exclusive lock. */
