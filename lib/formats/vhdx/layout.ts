@@ -167,8 +167,10 @@ export const State = {
   LOG_GUID: 8,
   /** Behind the last block, what is in front of this reads as zeros. */
   CLEARED: 12,
+  /** 1 while pages of the active sequence may be in place in part. */
+  HALF_IN_PLACE: 13,
   /** Counted up when a sector bitmap changes, one number for all units with the same remainder. */
-  GENERATIONS: 13,
+  GENERATIONS: 14,
 } as const
 
 export const GENERATIONS = 64
