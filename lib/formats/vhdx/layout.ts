@@ -3,6 +3,7 @@
 import { VdiskError } from '../../util/errors.js'
 import { MiB, TiB } from '../../util/sizes.js'
 import type { Header } from './header.js'
+import type { NewItem } from './items.js'
 import type { LocatorEntry } from './locator.js'
 
 /** Everything that the header, the region table and the block allocation table refer to lies at multiples of this. */
@@ -85,6 +86,8 @@ export interface VhdxLayout extends Geometry {
   /** Header section, log, regions; sorted. */
   readonly areas: readonly Area[]
   readonly locator: readonly LocatorEntry[]
+  /** See `Items`. */
+  readonly ofDisk: readonly NewItem[] | undefined
 }
 
 export function roundUp(value: number, unit: number): number {
