@@ -59,7 +59,6 @@ export class Growth {
     const { state, metadata, files } = this.#context
     const limit = state[State.LIMIT]!
     const { allocated, end, gaps } = scanTable(this.#layout, this.#storage, limit)
-    for (const gap of gaps) this.#addGap(gap)
     const cleared = this.#storage.fixedSize ? end : limit
     if (cleared > end) {
       // A crash may have left data there that was never published.
@@ -71,6 +70,8 @@ export class Growth {
       state[State.CLEARED] = cleared
       state[State.ALLOCATED] = allocated
     })
+    // Last: where something fails, all of this comes again, and no gap may be in the list twice.
+    for (const gap of gaps) this.#addGap(gap)
   }
 
   /** Takes room for a block, which reads as zeros: its offset and length, or undefined. Exclusive lock. */

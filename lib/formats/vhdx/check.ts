@@ -28,7 +28,17 @@ import {
 } from './layout.js'
 import { openVhdx } from './open.js'
 import { REGION_TABLE_BYTES, REGION_TABLE_OFFSETS, readRegionTable } from './regions.js'
-import { type Entry, eachEntry, isExclusive, keptBytes, MAX_UNITS, nameOf, type Range, Units } from './scan.js'
+import {
+  contentFirst,
+  type Entry,
+  eachEntry,
+  isExclusive,
+  keptBytes,
+  MAX_UNITS,
+  nameOf,
+  type Range,
+  Units,
+} from './scan.js'
 
 const NOTHING: CheckTotals = { imageEnd: 0, clusters: 0, allocated: 0, fragmented: 0, compressed: 0 }
 
@@ -139,8 +149,9 @@ class Check {
         if (isBitmap && state === Bitmap.PRESENT) this.#bitmaps!.mark(block * UNIT, (block + 1) * UNIT)
       })
     const wrong: Entry[] = []
-    eachEntry(this.#layout, this.#storage, (entry) => {
-      if (!this.#entry(entry)) wrong.push(entry)
+    contentFirst(this.#layout, this.#storage, (entry) => {
+      const mended = this.#entry(entry)
+      if (mended) wrong.push(mended)
       if (wrong.length >= MAX_WRONG) this.#mend(wrong)
     })
     this.#mend(wrong)
@@ -160,17 +171,19 @@ class Check {
       this.#report(severity, what, message, false)
   }
 
-  /** @returns false for an entry that says more than it may: it can be mended */
-  #entry(entry: Entry): boolean {
+  /** @returns what an entry that says more than it may is to be */
+  #entry(entry: Entry): Entry | undefined {
     const fault = this.#stateFault(entry)
     const guest = entry.isBitmap ? {} : { guest: entry.block * this.#layout.blockSize }
     if (fault !== undefined) {
       this.#report('corruption', 'block-state', fault, false, guest)
-      return true
+      return undefined
     }
     const kept = keptBytes(this.#layout, entry)
-    if (kept > 0) this.#place(entry, kept, guest)
-    return !this.#saysTooMuch(entry)
+    const isOwn = kept === 0 || this.#place(entry, kept, guest)
+    const tooMuch = this.#saysTooMuch(entry)
+    if (isOwn) return tooMuch ? entry : undefined
+    return { ...entry, place: 0 }
   }
 
   #stateFault(entry: Entry): string | undefined {
@@ -185,7 +198,8 @@ class Check {
     return wrong ? withoutPath(unknownState(this.#layout, block, state)) : undefined
   }
 
-  #place(entry: Entry, kept: number, guest: Partial<Finding>): void {
+  /** @returns false for an entry without content whose place is that of another block: it may not name it */
+  #place(entry: Entry, kept: number, guest: Partial<Finding>): boolean {
     const { place, isBitmap, block } = entry
     const exclusive = isExclusive(entry)
     const needed = isBitmap ? BITMAP_BYTES : usedOf(this.#layout, block)
@@ -193,17 +207,24 @@ class Check {
       checkPlace(this.#layout, nameOf(entry), place, needed, this.#size)
     } catch (error) {
       if (exclusive) this.#report('corruption', 'block-place', withoutPath(error), false, { ...guest, offset: place })
-      return
+      return true
     }
-    if (this.#used.mark(place, place + kept)) {
-      const message = `${nameOf(entry)} is at byte ${place}, where another block lies`
-      this.#report('corruption', 'shared-block', message, false, { ...guest, offset: place })
-    }
+    const shared = this.#used.mark(place, place + kept)
+    if (shared) this.#shared(entry, { ...guest, offset: place })
     this.#end = Math.max(this.#end, Math.min(place + kept, Math.ceil(this.#size / UNIT) * UNIT))
-    if (isBitmap || !exclusive) return
+    if (!exclusive) return !shared
+    if (isBitmap) return true
     this.#allocated++
     if (this.#last >= 0 && place !== this.#last + kept) this.#fragmented++
     this.#last = place
+    return true
+  }
+
+  #shared(entry: Entry, where: Partial<Finding>): void {
+    const message = `${nameOf(entry)} is at byte ${entry.place}, where another block lies`
+    const all = this.#context.repair === 'all'
+    if (isExclusive(entry)) this.#report('corruption', 'shared-block', message, false, where)
+    else this.#report('warning', 'block-entry', `${message}, and has no content`, all, { ...where, repairable: true })
   }
 
   /** Hyper-V refuses a file with a place in an entry that has none, and reserved bits are zeros. */

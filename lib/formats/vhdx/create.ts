@@ -157,6 +157,11 @@ function newItems({ path, backing }: CreateContext, geometry: Geometry, fixed: b
     { itemId: Item.VIRTUAL_DISK_ID, flags: ofDisk, data: parseGuid(parent?.diskId ?? randomGuid(), 'mixed') },
   ]
   if (!backing || !parent) return items
+  if (!parent.ofDisk) {
+    const text = 'its metadata has more items of the disk than a new child has room for'
+    throw new VdiskError('UNSUPPORTED', text, { path: backing.path })
+  }
+  items.push(...parent.ofDisk)
   const locator = encodeLocator(newLocator(path, backing.path, parent.header.dataWriteGuid))
   return [...items, { itemId: Item.PARENT_LOCATOR, flags: ofFile, data: locator }]
 }

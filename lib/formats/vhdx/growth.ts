@@ -39,17 +39,16 @@ export class Growth {
     const storage = this.#storage
     const size = storage.size()
     const { logOffset, logLength } = this.#layout.header
-    // It may lie in a hole, where the file was copied; a commit is not to fail for that.
+    // It may lie in a hole, where the file was copied; a commit is not to fail for that. Changes no byte and no length.
     storage.reserve(logOffset, logLength)
     const { end, gaps } = scanTable(this.#layout, storage, size)
     // The space of a block that the file ends inside of may become that of another one, which needs all of it. A device
     // has what it has: there such a block keeps its space (see `release`).
     const limit = storage.fixedSize ? size : Math.max(size, end)
-    if (size < limit) storage.truncate(limit)
     this.#journal.writeHeaders({ fileWriteGuid: randomGuid(), dataWriteGuid: this.#layout.nextDataWriteGuid })
-    // A crash may have left data there that nothing refers to.
-    for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)
+    if (size < limit) storage.truncate(limit)
     const cleared = storage.fixedSize ? end : limit
+    // A crash may have left data there that nothing refers to.
     if (cleared > end) storage.punch(end, cleared - end)
     metadata.wrote(files[0]!.index)
     metadata.barrier()
@@ -58,6 +57,8 @@ export class Growth {
       state[State.NEXT] = end
       state[State.CLEARED] = cleared
     })
+    // Last: where something fails, all of this comes again, and no gap may be in the list twice.
+    for (const gap of gaps) space!.add(gap.start, gap.end - gap.start)
   }
 
   /** Takes room that reads as zeros: its offset, or -1 where the file must grow. Exclusive lock. */

@@ -6,6 +6,7 @@
 import type { Storage } from '../../storage/storage.js'
 import { crc32cWithoutField } from '../../util/checksum.js'
 import { VdiskError } from '../../util/errors.js'
+import { NIL_GUID } from '../../util/guid.js'
 import {
   ascii,
   bytes,
@@ -59,6 +60,7 @@ export type Header = RecordOf<typeof HEADER>
 export const HEADER_SIGNATURE = 'head'
 const CHECKSUM_FIELD = HEADER.offsetOf('checksum')
 const VERSION = 1
+const LOG_VERSION = 0
 
 export const hex32 = (value: number) => `0x${value.toString(16).padStart(8, '0')}`
 
@@ -130,14 +132,20 @@ export function currentHeader(storage: Storage): CurrentHeader {
 
 /** @throws UNSUPPORTED, CORRUPT for a header that this program cannot go by */
 export function checkHeader(header: Header, path: string): void {
-  const { version, logVersion, logLength, logOffset } = header
+  const { version, logGuid, logLength, logOffset } = header
   const fail = (code: 'UNSUPPORTED' | 'CORRUPT', text: string) => new VdiskError(code, `VHDX header: ${text}`, { path })
   if (version !== VERSION) throw fail('UNSUPPORTED', `version is ${version}: expected ${VERSION}`)
-  if (logVersion !== 0) throw fail('UNSUPPORTED', `log version is ${logVersion}: expected 0`)
+  if (logGuid !== NIL_GUID) checkLogVersion(header, path)
   if (logOffset % UNIT !== 0 || logOffset < UNIT)
     throw fail('CORRUPT', `log offset is ${logOffset}: expected a multiple of 1 MiB from 1 MiB on`)
   if (logLength % UNIT !== 0 || logLength === 0)
     throw fail('CORRUPT', `log length is ${logLength}: expected a multiple of 1 MiB`)
+}
+
+/** Where the log is empty, nothing depends on its version. [MS-VHDX] 2.2.2 @throws UNSUPPORTED */
+export function checkLogVersion({ logVersion }: Header, path: string): void {
+  const text = `VHDX header: log version is ${logVersion}: expected ${LOG_VERSION}`
+  if (logVersion !== LOG_VERSION) throw new VdiskError('UNSUPPORTED', text, { path })
 }
 
 /** The bytes of a header, its checksum made right. */
@@ -149,13 +157,15 @@ export function encodeHeader(header: Header): Uint8Array {
 
 /**
  * Changes fields of the header. [MS-VHDX] 2.2.2.1: the one that is not current is written first and made durable; then
- * the other, so that both say the same. The second is not made durable here: until it is, the first holds.
+ * the other, so that both say the same. The second is not made durable here: until it is, the first holds. What is in
+ * the log from then on is ours.
  * @param barrier makes everything durable that was written
  * @returns the header as it is now
  */
 export function updateHeaders(storage: Storage, change: Partial<Header>, barrier: () => void): Header {
   const { header, slot } = currentHeader(storage)
-  const next = { ...header, ...change, sequenceNumber: BigInt.asUintN(64, header.sequenceNumber + 1n) }
+  const sequenceNumber = BigInt.asUintN(64, header.sequenceNumber + 1n)
+  const next = { ...header, logVersion: LOG_VERSION, ...change, sequenceNumber }
   storage.write(encodeHeader(next), 0, HEADER_BYTES, HEADER_OFFSETS[1 - slot]!)
   barrier()
   const last = { ...next, sequenceNumber: BigInt.asUintN(64, next.sequenceNumber + 1n) }

@@ -45,6 +45,10 @@ export const Item = {
   PARENT_LOCATOR: 'a8d35f2d-b30b-454d-abf7-d3d84834ab0c',
 } as const
 
+/** What is read of the items of the disk that are not known here: a child has to have room for them. */
+const MAX_DISK_ITEM_BYTES = 2 ** 19
+const MAX_DISK_ITEMS = 2000
+
 /** Name and length of those that have one length. */
 const KNOWN: Readonly<Record<string, readonly [name: string, length: number | undefined]>> = {
   [Item.FILE_PARAMETERS]: ['file parameters', 8],
@@ -69,6 +73,8 @@ export interface Items {
   readonly sectorSize: number
   readonly physicalSectorSize: number
   readonly locator: readonly LocatorEntry[]
+  /** Others that belong to the disk and not to the file, the user's too; undefined where they are too many to read. */
+  readonly ofDisk: readonly NewItem[] | undefined
 }
 
 /**
@@ -81,14 +87,17 @@ export function readItems(storage: Storage, region: RegionEntry): Items {
     new VdiskError('CORRUPT', `VHDX metadata: ${text}`, { path, offset: region.fileOffset })
   const table = new Uint8Array(TABLE_BYTES)
   storage.read(table, 0, TABLE_BYTES, region.fileOffset)
-  const entries = checkTable(table, region, path)
-  const read = (item: string): Uint8Array => {
-    const entry = entries.get(item)
-    if (!entry) throw fail(`the ${KNOWN[item]![0]} is missing`)
-    const bytes = new Uint8Array(entry.length)
-    if (storage.read(bytes, 0, bytes.length, region.fileOffset + entry.offset) < bytes.length)
-      throw fail(`the file ends inside the ${KNOWN[item]![0]}`)
+  const { system, all } = checkTable(table, region, path)
+  const dataOf = ({ itemId, offset, length }: TableEntry): Uint8Array => {
+    const bytes = new Uint8Array(length)
+    if (storage.read(bytes, 0, length, region.fileOffset + offset) < length)
+      throw fail(`the file ends inside the ${KNOWN[itemId]?.[0] ?? `item ${itemId}`}`)
     return bytes
+  }
+  const read = (item: string): Uint8Array => {
+    const entry = system.get(item)
+    if (!entry) throw fail(`the ${KNOWN[item]![0]} is missing`)
+    return dataOf(entry)
   }
   const u32At = (bytes: Uint8Array) => new DataView(bytes.buffer).getUint32(0, true)
   const { blockSize, flags } = FILE_PARAMETERS.read(read(Item.FILE_PARAMETERS))
@@ -102,16 +111,36 @@ export function readItems(storage: Storage, region: RegionEntry): Items {
     sectorSize: u32At(read(Item.LOGICAL_SECTOR_SIZE)),
     physicalSectorSize: u32At(read(Item.PHYSICAL_SECTOR_SIZE)),
     locator: hasParent ? decodeLocator(read(Item.PARENT_LOCATOR), path) : [],
+    ofDisk: readOfDisk(all, dataOf),
   }
   checkItems(items, fail)
   return items
+}
+
+/** [MS-VHDX] 2.6.1.2, IsVirtualDisk */
+function readOfDisk(all: readonly TableEntry[], dataOf: (entry: TableEntry) => Uint8Array): NewItem[] | undefined {
+  const known = ({ itemId, flags }: TableEntry) => (flags & ItemFlag.IS_USER) === 0 && KNOWN[itemId] !== undefined
+  const found = all.filter((entry) => (entry.flags & ItemFlag.IS_VIRTUAL_DISK) !== 0 && !known(entry))
+  const bytes = found.reduce((sum, { length }) => sum + length, 0)
+  if (found.length > MAX_DISK_ITEMS || bytes > MAX_DISK_ITEM_BYTES) return undefined
+  return found.map((entry) => ({ itemId: entry.itemId, flags: entry.flags, data: dataOf(entry) }))
+}
+
+/** An item that two images do not both have, with the same content; undefined where there is none. */
+export function differentItem(some: readonly NewItem[], others: readonly NewItem[]): NewItem | undefined {
+  const isIn = (items: readonly NewItem[]) => (item: NewItem) =>
+    items.some(
+      ({ itemId, flags, data }) =>
+        itemId === item.itemId && flags === item.flags && Buffer.compare(data, item.data) === 0,
+    )
+  return some.find((item) => !isIn(others)(item)) ?? others.find((item) => !isIn(some)(item))
 }
 
 /** Byte offset in the file of an item of the system's. @throws CORRUPT */
 export function findItem(storage: Storage, region: RegionEntry, item: string): number {
   const table = new Uint8Array(TABLE_BYTES)
   storage.read(table, 0, TABLE_BYTES, region.fileOffset)
-  const entry = checkTable(table, region, storage.path).get(item)
+  const entry = checkTable(table, region, storage.path).system.get(item)
   if (!entry) throw new VdiskError('CORRUPT', `VHDX metadata: item ${item} is missing`, { path: storage.path })
   return region.fileOffset + entry.offset
 }
@@ -159,8 +188,13 @@ function checkItems(items: Items, fail: (text: string) => VdiskError): void {
     throw fail(`virtual disk size is ${size}: expected a multiple of ${sectorSize} up to 64 TiB`)
 }
 
-/** @returns the system's items by their id */
-function checkTable(table: Uint8Array, region: RegionEntry, path: string): Map<string, TableEntry> {
+interface CheckedTable {
+  /** The system's items by their id. */
+  readonly system: ReadonlyMap<string, TableEntry>
+  readonly all: readonly TableEntry[]
+}
+
+function checkTable(table: Uint8Array, region: RegionEntry, path: string): CheckedTable {
   const place = { path, offset: region.fileOffset }
   const fail = (text: string) => new VdiskError('CORRUPT', `VHDX metadata table: ${text}`, place)
   const { signature, entryCount } = TABLE_HEADER.read(table)
@@ -168,7 +202,7 @@ function checkTable(table: Uint8Array, region: RegionEntry, path: string): Map<s
   if (entryCount > MAX_ITEMS) throw fail(`it has ${entryCount} entries: expected ${MAX_ITEMS} at most`)
   const system = new Map<string, TableEntry>()
   const user = new Set<string>()
-  const items: TableEntry[] = []
+  const all: TableEntry[] = []
   for (let i = 0; i < entryCount; i++) {
     const entry = TABLE_ENTRY.read(table, TABLE_HEADER.size + i * TABLE_ENTRY.size, place)
     const { itemId, flags } = entry
@@ -177,16 +211,16 @@ function checkTable(table: Uint8Array, region: RegionEntry, path: string): Map<s
     checkItem(entry, isUser, region, fail, path)
     if (isUser) user.add(itemId)
     else system.set(itemId, entry)
-    if (entry.length > 0) items.push(entry)
+    all.push(entry)
   }
   if (user.size > MAX_USER_ITEMS) throw fail(`${user.size} items are the user's: expected ${MAX_USER_ITEMS} at most`)
-  items.sort((a, b) => a.offset - b.offset)
+  const items = all.filter(({ length }) => length > 0).sort((a, b) => a.offset - b.offset)
   items.forEach((item, i) => {
     const before = items[i - 1]
     if (before && before.offset + before.length > item.offset)
       throw fail(`item ${item.itemId} at ${item.offset} lies over item ${before.itemId}`)
   })
-  return system
+  return { system, all }
 }
 
 function checkItem(
@@ -222,7 +256,7 @@ export function encodeItems(items: readonly NewItem[]): Uint8Array {
   TABLE_HEADER.write({ signature: TABLE_SIGNATURE, entryCount: items.length }, buffer)
   let offset = TABLE_BYTES
   items.forEach(({ itemId, flags, data }, i) => {
-    const entry = { itemId, offset, length: data.length, flags }
+    const entry = { itemId, offset: data.length > 0 ? offset : 0, length: data.length, flags }
     TABLE_ENTRY.write(entry, buffer, TABLE_HEADER.size + i * TABLE_ENTRY.size)
     buffer.set(data, offset)
     offset += data.length

@@ -12,6 +12,9 @@
  * corrupt file. Where they leave too little room, an entry without changes is put behind them first, with a barrier of
  * its own, and takes their place.
  *
+ * Should step 4 fail half way, the entries are all that makes the file whole. Before anything is put behind them, which
+ * would take their place, the pages are brought in place out of the log, with a barrier.
+ *
  * Of a sequence that a crash cut short, the first entries count: that is as good, since the pages are in such an order
  * that each is right with those before it alone.
  *
@@ -27,7 +30,7 @@ import { formatGuid, NIL_GUID } from '../../util/guid.js'
 import type { LayerContext } from '../driver.js'
 import { updateHeaders } from './header.js'
 import { ENTRY_BYTES, State, type VhdxLayout } from './layout.js'
-import { LOG_SECTOR } from './log.js'
+import { applyEntry, LOG_SECTOR, Ring, readEntry } from './log.js'
 import { encodeEntry, PAGES_PER_ENTRY } from './log-entry.js'
 
 const DIRTY_SECTOR = 512
@@ -73,6 +76,7 @@ export class Journal {
     const { metadata, files, state } = this.#context
     metadata.barrier()
     if (batch.count === 0) return
+    this.#complete()
     const pages = this.#pagesOf(batch)
     const length = bytesFor(pages.length)
     const { logLength } = this.#layout.header
@@ -81,8 +85,31 @@ export class Journal {
     if (length > logLength - state[State.LOG_USED]!) this.#append([])
     this.#append(pages)
     if (state[State.LOG_OPEN] === 0) this.#open()
+    state[State.HALF_IN_PLACE] = 1
     for (const { bytes, offset } of batch.runs()) this.#storage.write(bytes, 0, bytes.length, offset)
     metadata.wrote(files[0]!.index)
+    state[State.HALF_IN_PLACE] = 0
+  }
+
+  /** Where the last commit failed while pages were written in place: brings them there, durably, as the log has them. */
+  #complete(): void {
+    const { metadata, files, state } = this.#context
+    if (state[State.HALF_IN_PLACE] === 0) return
+    const storage = this.#storage
+    const ring = new Ring(storage, this.#layout.header)
+    const from = state[State.LOG_AT]!
+    for (let done = 0; done < state[State.LOG_USED]!; ) {
+      const entry = readEntry(ring, from + done, this.#guidText())
+      if (!entry) {
+        const text = `VHDX log: the entry at byte ${(from + done) % ring.length} of it is not what was written there`
+        throw new VdiskError('IO', text, { path: storage.path, offset: ring.start })
+      }
+      applyEntry(storage, ring, entry)
+      done += entry.header.entryLength
+    }
+    metadata.wrote(files[0]!.index)
+    metadata.barrier()
+    state[State.HALF_IN_PLACE] = 0
   }
 
   /**
@@ -143,10 +170,14 @@ export class Journal {
     return Uint32Array.from(state.subarray(State.LOG_GUID, State.LOG_GUID + GUID_WORDS))
   }
 
+  #guidText(): string {
+    return formatGuid(new Uint8Array(this.#guid().buffer), 'mixed')
+  }
+
   /** Writes the log's GUID into the headers. */
   #open(): void {
     const { state } = this.#context
-    this.#updateHeaders({ logGuid: formatGuid(new Uint8Array(this.#guid().buffer), 'mixed') })
+    this.#updateHeaders({ logGuid: this.#guidText() })
     state[State.LOG_OPEN] = 1
   }
 
@@ -172,6 +203,7 @@ export class Journal {
     const { metadata, state } = this.#context
     metadata.barrier()
     if (state[State.LOG_USED] === 0) return
+    this.#complete()
     this.writeHeaders({ logGuid: NIL_GUID })
     state[State.LOG_USED] = 0
     state[State.LOG_OPEN] = 0

@@ -3,6 +3,7 @@
 import { VdiskError } from '../../util/errors.js'
 import { MiB, TiB } from '../../util/sizes.js'
 import type { Header } from './header.js'
+import type { NewItem } from './items.js'
 import type { LocatorEntry } from './locator.js'
 
 /** Everything that the header, the region table and the block allocation table refer to lies at multiples of this. */
@@ -85,6 +86,8 @@ export interface VhdxLayout extends Geometry {
   /** Header section, log, regions; sorted. */
   readonly areas: readonly Area[]
   readonly locator: readonly LocatorEntry[]
+  /** See `Items`. */
+  readonly ofDisk: readonly NewItem[] | undefined
 }
 
 export function roundUp(value: number, unit: number): number {
@@ -167,8 +170,10 @@ export const State = {
   LOG_GUID: 8,
   /** Behind the last block, what is in front of this reads as zeros. */
   CLEARED: 12,
+  /** 1 while pages of the active sequence may be in place in part. */
+  HALF_IN_PLACE: 13,
   /** Counted up when a sector bitmap changes, one number for all units with the same remainder. */
-  GENERATIONS: 13,
+  GENERATIONS: 14,
 } as const
 
 export const GENERATIONS = 64

@@ -4,7 +4,7 @@ import type { Storage } from '../../storage/storage.js'
 import type { VdiskError } from '../../util/errors.js'
 import { NIL_GUID } from '../../util/guid.js'
 import type { LogListing, LogListingEntry } from '../driver.js'
-import { checkHeader, currentHeader } from './header.js'
+import { checkHeader, checkLogVersion, currentHeader } from './header.js'
 import { type Area, HEADER_SECTION_END } from './layout.js'
 import { findActiveSequence, LOG_SECTOR, type LogEntry, Ring, readEntry, writesOf } from './log.js'
 import { decodeRegionAreas } from './regions.js'
@@ -16,6 +16,7 @@ import { decodeRegionAreas } from './regions.js'
 export function describeLog(storage: Storage): LogListing {
   const { header } = currentHeader(storage)
   checkHeader(header, storage.path)
+  checkLogVersion(header, storage.path)
   const { logOffset, logLength, logGuid } = header
   const length = Math.min(logLength, Math.max(0, Math.floor((storage.size() - logOffset) / LOG_SECTOR) * LOG_SECTOR))
   const entries: LogListingEntry[] = []

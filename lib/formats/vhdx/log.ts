@@ -257,3 +257,17 @@ export function* writesOf(ring: Ring, { at, header }: LogEntry): Generator<LogWr
     }
   }
 }
+
+/** Makes the changes of an entry in the file. */
+export function applyEntry(storage: Storage, ring: Ring, entry: LogEntry): void {
+  const page = new Uint8Array(LOG_SECTOR)
+  for (const { offset, length, source, leading, trailing } of writesOf(ring, entry)) {
+    if (source < 0) storage.zero(offset, length)
+    else {
+      storage.read(page, 0, LOG_SECTOR, source)
+      page.set(leading)
+      page.set(trailing, LOG_SECTOR - TRAILING)
+      storage.write(page, 0, LOG_SECTOR, offset)
+    }
+  }
+}

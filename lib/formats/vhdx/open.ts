@@ -42,6 +42,7 @@ export function openVhdx(context: OpenContext): Opened<VhdxLayout> {
     tableOffset: bat.fileOffset,
     areas,
     locator: items.locator,
+    ofDisk: items.ofDisk,
   }
   checkTable(layout, bat.length, size)
   const parent = layout.differencing ? parentRequest(layout, context.path) : undefined

@@ -14,7 +14,7 @@ import { VdiskError } from '../../util/errors.js'
 import { NIL_GUID, randomGuid } from '../../util/guid.js'
 import type { RebaseContext } from '../driver.js'
 import { updateHeaders } from './header.js'
-import { Item, placeItem, TABLE_ENTRY } from './items.js'
+import { differentItem, Item, placeItem, TABLE_ENTRY } from './items.js'
 import { ENTRY_BYTES, logArea, type VhdxLayout } from './layout.js'
 import { encodeLocator, type LocatorEntry, newLocator } from './locator.js'
 import { LoggedPages } from './logged-pages.js'
@@ -50,6 +50,7 @@ function newEntries(layout: VhdxLayout, { path, backing, change }: RebaseContext
     throw fail(`the parent of a VHDX is a VHDX, and ${backing.path} is ${parent ? backing.format : 'not there'}`)
   if (parent.sectorSize !== layout.sectorSize)
     throw fail(`its logical sectors are ${layout.sectorSize} bytes, and those of ${backing.path} ${parent.sectorSize}`)
+  if (change === 'before') checkOfDisk(layout, parent, backing.path)
   const { dataWriteGuid } = parent.header
   if (change === undefined) return newLocator(path, backing.path, dataWriteGuid)
   const links: LocatorEntry[] = [
@@ -57,6 +58,20 @@ function newEntries(layout: VhdxLayout, { path, backing, change }: RebaseContext
     { key: 'parent_linkage2', value: `{${change === 'before' ? parent.nextDataWriteGuid : NIL_GUID}}` },
   ]
   return [...links, ...layout.locator.filter(({ key }) => !links.some((link) => link.key === key))]
+}
+
+/**
+ * A merge replaces the parent's items of the disk by the child's. [MS-VHDX] 2.6.1.2, IsVirtualDisk
+ * @throws UNSUPPORTED where they are not the same
+ */
+function checkOfDisk(child: VhdxLayout, parent: VhdxLayout, parentPath: string): void {
+  const fail = (what: string) => {
+    const text = `${what} would have to be replaced in ${parentPath}, which this program cannot do`
+    return new VdiskError('UNSUPPORTED', text, { path: child.path })
+  }
+  if (!child.ofDisk || !parent.ofDisk) throw fail('a great many metadata items of the disk')
+  const item = differentItem(child.ofDisk, parent.ofDisk)
+  if (item) throw fail(`metadata item ${item.itemId}, which belongs to the disk,`)
 }
 
 /** Makes a differencing disk show its parent and nothing else. */

@@ -14,9 +14,9 @@ import { VdiskError } from '../../util/errors.js'
 import { NIL_GUID, randomGuid } from '../../util/guid.js'
 import { type Header, updateHeaders } from './header.js'
 import {
+  applyEntry,
   findActiveSequence,
   LEADING,
-  LOG_SECTOR,
   type LogWrite,
   Ring,
   type Sequence,
@@ -78,17 +78,7 @@ export function replayIntoFile(storage: Storage, { ring, sequence, size }: Activ
   updateHeaders(storage, { fileWriteGuid: randomGuid() }, barrier)
   barrier()
   if (size > storage.size()) storage.truncate(size)
-  const page = new Uint8Array(LOG_SECTOR)
-  for (const entry of sequence)
-    for (const { offset, length, source, leading, trailing } of writesOf(ring, entry)) {
-      if (source < 0) storage.zero(offset, length)
-      else {
-        storage.read(page, 0, LOG_SECTOR, source)
-        page.set(leading)
-        page.set(trailing, LOG_SECTOR - TRAILING)
-        storage.write(page, 0, LOG_SECTOR, offset)
-      }
-    }
+  for (const entry of sequence) applyEntry(storage, ring, entry)
   barrier()
   const header = updateHeaders(storage, { logGuid: NIL_GUID }, barrier)
   barrier()

@@ -79,6 +79,23 @@ export function nameOf({ block, isBitmap }: Entry): string {
   return isBitmap ? `sector bitmap block ${block}` : `block ${block}`
 }
 
+/**
+ * As `eachEntry`, but entries without content that keep space come last: what they name as their place may be that of a
+ * block with content, which is no fault of that block.
+ */
+export function contentFirst(layout: VhdxLayout, storage: Storage, visit: (entry: Entry) => void): void {
+  const onlyKeeps = (entry: Entry) => !isExclusive(entry) && keptBytes(layout, entry) > 0
+  let left = false
+  eachEntry(layout, storage, (entry) => {
+    if (onlyKeeps(entry)) left = true
+    else visit(entry)
+  })
+  if (!left) return
+  eachEntry(layout, storage, (entry) => {
+    if (onlyKeeps(entry)) visit(entry)
+  })
+}
+
 /** A range of the file in bytes. */
 export interface Range {
   readonly start: number
@@ -109,7 +126,7 @@ export function scanTable(layout: VhdxLayout, storage: Storage, limit: number): 
     used.mark(area.start, area.end)
     end = Math.max(end, area.end)
   }
-  eachEntry(layout, storage, (entry) => {
+  contentFirst(layout, storage, (entry) => {
     const kept = keptBytes(layout, entry)
     if (kept === 0) return
     const { place, isBitmap, block } = entry

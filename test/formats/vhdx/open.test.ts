@@ -4,6 +4,7 @@ import { openStorages } from '../../../lib/image/open.js'
 import { FaultStorage } from '../../../lib/storage/fault.js'
 import { MemoryStorage } from '../../../lib/storage/memory.js'
 import {
+  At,
   bytesAt,
   contextOf,
   entry,
@@ -52,7 +53,9 @@ t.test('headers that cannot be gone by', async (t) => {
     /version is 2: expected 1/,
     'UNSUPPORTED',
   )
-  refused(t, 'log version', { header2: header([[64, hex('0100')]]) }, /log version is 1: expected 0/, 'UNSUPPORTED')
+  const version1 = [HeaderAt.logVersion, hex('0100')] as const
+  const inUse = [HeaderAt.logGuid, hex('11'.repeat(16))] as const
+  refused(t, 'log version', { header2: header([version1, inUse]) }, /log version is 1: expected 0/, 'UNSUPPORTED')
   refused(t, 'log offset', { header2: header([[72, u64(MiB + 4096)]]) }, /log offset is 1052672/)
   refused(t, 'log length', { header2: header([[68, u32(4096)]]) }, /log length is 4096/)
   const junk = MemoryStorage.create({ contents: new Uint8Array(5000), path: 'junk.vhdx' })
@@ -245,4 +248,19 @@ t.test('a disk of 64 TiB in blocks of 1 MiB opens as a small one does', async (t
     return { reads: storage.count('read'), writes: storage.count('write'), allocated: inner.allocated() <= 3 * MiB }
   })
   t.same(costs[0], costs[1])
+})
+
+t.test('a log of another version that is empty', async (t) => {
+  const storage = windowsImage({ header2: header([[HeaderAt.logVersion, hex('0100')]]) })
+  const image = openStorages([storage])
+  image.write(hex('07'), 0, 1, 5)
+  image.flush()
+  // From here on it is a log of version 0.
+  for (const at of [At.header1, At.header2]) t.same(bytesAt(storage, at + HeaderAt.logVersion, 2), hex('0000'))
+  image.abandon()
+  const again = openStorages([storage])
+  const found = new Uint8Array(1)
+  again.read(found, 0, 1, 5)
+  t.same(found, hex('07'))
+  again.close()
 })

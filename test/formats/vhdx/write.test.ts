@@ -161,6 +161,16 @@ t.test('a file that ends inside of its last block: new blocks come behind all of
   expectHalves(t, storage, 2, 1)
 })
 
+t.test('the first change of the file is that of a header', async (t) => {
+  const recorder = new Recorder()
+  const image = openStorages([recorder.record(cutShort())])
+  fill(image, 0, 512, 2)
+  const [first, then] = recorder.describe()
+  t.match(first, /write {"offset":(65536|131072),"length":4096}/)
+  t.match(then, /sync/)
+  image.abandon()
+})
+
 t.test('the space of a block that the file ends inside of is whole when it is used again', async (t) => {
   const storage = cutShort()
   const image = openStorages([storage])
