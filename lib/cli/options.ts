@@ -175,7 +175,7 @@ export const OPTIONS: readonly OptionSpec[] = [
   { name: 'second-secret', value: 'FILE', help: "SECOND's passphrase, if not the same", on: ['compare'] },
   { name: 'target-secret', value: 'FILE', help: "TARGET's passphrase, if not the same", on: ['convert'] },
   { name: 'workers', value: 'N', help: 'the most threads that serve requests', on: MOUNTING },
-  { name: 'cache-size', value: 'SIZE', help: 'memory for metadata (32M)', on: MOUNTING },
+  { name: 'cache-size', value: 'SIZE', help: 'memory for metadata, at most 2G (32M)', on: MOUNTING },
   { name: 'allow-other', help: 'let other users in, as far as --umask does', on: MOUNTING },
   { name: 'uid', value: 'N', help: 'the owner of the files (you)', on: MOUNTING },
   { name: 'gid', value: 'N', help: 'the group of the files (yours)', on: MOUNTING },

@@ -93,6 +93,11 @@ export interface Format<Layout = unknown> {
   /** True where the content is of this format, whether or not it is sound. */
   probe(probe: Probe): boolean
   /**
+   * True where the end of the file makes it a sound image whose first bytes are the guest's, so that they may look like
+   * another format. Undefined: an image of this format has its own structures there.
+   */
+  guestBegins?(probe: Probe): boolean
+  /**
    * Reads and checks the headers. Reads only what it needs: nothing that grows with the disk's size.
    * @throws FORMAT, CORRUPT, UNSUPPORTED, IO
    */

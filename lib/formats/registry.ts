@@ -38,15 +38,30 @@ const FOREIGN: readonly (readonly [name: string, offset: number, signature: stri
 ]
 
 /**
- * The format of a file's content; raw where it looks like none.
- * @throws FORMAT where it looks like one that is not known here
+ * The format of a file's content; raw where it looks like none. What a guest has written must not decide it: into the
+ * beginning of an image that has its structures at the end, or the other way round.
+ * @throws FORMAT where it looks like one that is not known here, or like two
  */
 export function detect(probe: Probe): Format {
-  const found = formats.find((format) => format !== raw && format.probe(probe))
-  if (found) return found
-  const head = Buffer.from(probe.head.buffer, probe.head.byteOffset, probe.head.byteLength)
-  const foreign = FOREIGN.find(([, offset, text]) => head.toString('latin1', offset, offset + text.length) === text)
-  if (!foreign) return raw
-  const text = `it looks like a ${foreign[0]} image, which is none of ${formats.map(({ name }) => name).join(', ')}`
+  const found = formats.filter((format) => format !== raw && format.probe(probe))
+  const foreign = foreignName(probe)
+  const byHead = found.find((format) => !format.guestBegins)
+  const byEnd = found.find((format) => format.guestBegins)
+  const head = byHead?.name ?? foreign
+  if (byEnd && head !== undefined && byEnd.guestBegins!(probe)) throw ambiguous(probe.path, head, byHead, byEnd)
+  if (byHead) return byHead
+  if (foreign === undefined) return byEnd ?? raw
+  const text = `it looks like a ${foreign} image, which is none of ${formats.map(({ name }) => name).join(', ')}`
   throw new VdiskError('FORMAT', `${text}; say --format raw where its bytes are the disk`, { path: probe.path })
+}
+
+function foreignName({ head }: Probe): string | undefined {
+  const bytes = Buffer.from(head.buffer, head.byteOffset, head.byteLength)
+  return FOREIGN.find(([, at, text]) => bytes.toString('latin1', at, at + text.length) === text)?.[0]
+}
+
+function ambiguous(path: string, head: string, byHead: Format | undefined, byEnd: Format): VdiskError {
+  const both = `it looks like both: a ${head} image by its beginning, a ${byEnd.name} image by its end`
+  const options = [byHead, byEnd].flatMap((format) => (format ? `--format ${format.name}` : []))
+  return new VdiskError('FORMAT', `${both}; ${options.join(' or ')} says which it is`, { path })
 }

@@ -2,7 +2,7 @@
 
 import { existsSync, fstatSync, realpathSync, statSync } from 'node:fs'
 import { basename, join, resolve } from 'node:path'
-import type { Format, Opened, OpenedFile, ParentRequest } from '../formats/driver.js'
+import type { Format, Opened, OpenedFile, ParentRequest, Probe } from '../formats/driver.js'
 import { raw } from '../formats/raw.js'
 import { detect, findFormat, formats } from '../formats/registry.js'
 import { openFile } from '../storage/file.js'
@@ -193,14 +193,28 @@ function whereLooked(places: readonly string[]): string {
  * however damaged it is.
  */
 export function detectFormat(storage: Storage): Format {
+  const found = detect(probeOf(storage))
+  const byName = found === raw && formats.find(({ folder }) => folder === basename(storage.path))
+  return byName || found
+}
+
+function probeOf(storage: Storage): Probe {
   const size = storage.size()
   const head = new Uint8Array(Math.min(PROBE_HEAD, size))
   const tail = new Uint8Array(Math.min(PROBE_TAIL, size))
   storage.read(head, 0, head.length, 0)
   storage.read(tail, 0, tail.length, size - tail.length)
-  const found = detect({ path: storage.path, size, head, tail })
-  const byName = found === raw && formats.find(({ folder }) => folder === basename(storage.path))
-  return byName || found
+  return { path: storage.path, size, head, tail }
+}
+
+/** Whether a file looks like an image of one format, whatever else it looks like. @throws what opening it throws */
+export function looksLike(path: string, format: string): boolean {
+  const storage = openFile(path, { readOnly: true })
+  try {
+    return findFormat(format).probe(probeOf(storage))
+  } finally {
+    storage.close()
+  }
 }
 
 /** What finding a layer's parent needs to know of it. */

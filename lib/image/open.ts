@@ -39,7 +39,7 @@ export interface OpenOptions {
   readonly snapshot?: string | undefined
   /** Folders besides the image's own from which files that the image names may be opened. */
   readonly backingDirs?: readonly string[]
-  /** Bytes of the metadata cache; default 32 MiB, at least 1 MiB. */
+  /** Bytes of the metadata cache; default 32 MiB, at least 1 MiB, at most 2 GiB. */
   readonly cacheSize?: number
   /** Threads that may attach, this one included; default 1. */
   readonly threads?: number

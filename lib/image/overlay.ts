@@ -8,7 +8,7 @@ import { openFile } from '../storage/file.js'
 import { lockImage } from '../storage/lock.js'
 import { VdiskError } from '../util/errors.js'
 import { randomGuid } from '../util/guid.js'
-import { closeLayers, imageFile, openChain } from './chain.js'
+import { closeLayers, imageFile, looksLike, openChain } from './chain.js'
 import { backingAt, createImage } from './create.js'
 import type { Image } from './image.js'
 import { chainOptions, needsSecret, type OpenOptions, openImage } from './open.js'
@@ -96,7 +96,9 @@ function prepare(path: string, below: string, temporary: boolean, options: OpenO
 
 /** Before it is opened as a disk, so that nothing is changed in it. @throws USAGE */
 function refuseForeign(path: string, below: string, options: OpenOptions): void {
-  const layers = openChain(path, { ...chainOptions({ readOnly: true, lock: false }), parents: false })
+  // What the guest wrote to its end is no reason to refuse it.
+  const known = looksLike(path, OVERLAY_FORMAT) ? OVERLAY_FORMAT : undefined
+  const layers = openChain(path, { ...chainOptions({ readOnly: true, lock: false, format: known }), parents: false })
   try {
     const { format, opened } = layers[0]!
     const fail = (text: string) => new VdiskError('USAGE', text, { path })

@@ -3,6 +3,8 @@
  * thread that opens the image; every other thread makes its own views from the same numbers.
  */
 
+import { VdiskError } from '../util/errors.js'
+import { GiB } from '../util/sizes.js'
 import { Epochs, Ranges, RwLock } from './lock.js'
 
 export const PAGE = 4096
@@ -14,6 +16,8 @@ const STAGED_PER_PAGE = 1
 /** Ranges of freed host space that are remembered. */
 const SPACE_ENTRIES = 16384
 const MIN_PAGES = 256
+/** Bytes of cached pages: so that all parts together fit into one buffer, and offsets into 32 bits. */
+export const MAX_CACHE_SIZE = 2 * GiB
 /** From one thread's count to the next's: a cache line, so that they do not disturb each other. */
 export const HITS_STRIDE = 8
 
@@ -180,17 +184,19 @@ function carve(shape: Omit<SharedShape, 'buffer'>, c: Carver): SharedViews {
 export interface SharedSizes {
   /** Threads that may attach, the opening one included. */
   readonly threads: number
-  /** Bytes of cached pages; rounded down to a power of two of pages, at least 1 MiB. */
+  /** Bytes of cached pages; rounded down to a power of two of pages, at least 1 MiB, at most `MAX_CACHE_SIZE`. */
   readonly cacheSize: number
   readonly files: number
   /** Numbers of all layers' `LayerContext.state`. */
   readonly stateNumbers: number
 }
 
-/** Makes the shared memory. The system gives it real memory page by page as it is used. */
+/** Makes the shared memory. The system gives it real memory page by page as it is used. @throws USAGE */
 export function makeShared(sizes: SharedSizes): SharedShape {
-  const { threads, files, stateNumbers } = sizes
-  const pages = Math.max(MIN_PAGES, 2 ** Math.floor(Math.log2(sizes.cacheSize / PAGE)))
+  const { threads, files, stateNumbers, cacheSize } = sizes
+  if (!(cacheSize <= MAX_CACHE_SIZE))
+    throw new VdiskError('USAGE', `a metadata cache of ${cacheSize} bytes: expected at most ${MAX_CACHE_SIZE}`)
+  const pages = Math.max(MIN_PAGES, 2 ** Math.floor(Math.log2(cacheSize / PAGE)))
   const shape = { threads, pages, files, stateNumbers }
   const count = new Carver()
   carve(shape, count)

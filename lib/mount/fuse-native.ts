@@ -7,7 +7,7 @@ import type { MountTransport, ServeRequest, Serving } from './transports.js'
 import { ImageTree } from './tree.js'
 
 async function serve({ image, mountpoint, options, tree }: ServeRequest): Promise<Serving> {
-  const { ended, requests } = await mount({
+  const { ended, device, requests } = await mount({
     mountpoint,
     source: image.path,
     readOnly: options.readOnly,
@@ -16,7 +16,7 @@ async function serve({ image, mountpoint, options, tree }: ServeRequest): Promis
     uncached: options.partitions,
     tree: new ImageTree(image, tree),
   })
-  return { ended, requests: () => ({ workers: 1, requests: requests() }) }
+  return { ended, device, requests: () => ({ workers: 1, requests: requests() }) }
 }
 
 // Whoever asks for this transport learns at once where it cannot be used.

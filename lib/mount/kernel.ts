@@ -26,22 +26,23 @@ async function serve(request: ServeRequest): Promise<Serving> {
     allowOther: options.allowOther,
     systemOptions: options.systemOptions,
   })
+  const { device } = mount
   const pool = startPool(mount, request)
   const ended = pool.ended
     .catch(async (error: unknown) => {
       // No worker is left, so nobody would ever be answered.
-      await unmount(mountpoint, { force: true, lazy: true })
+      await unmount(mountpoint, { force: true, lazy: true, device })
       throw error
     })
     .finally(() => closeSync(mount.fd))
   try {
     await pool.start()
   } catch (error) {
-    await unmount(mountpoint, { force: true, lazy: true }).catch(() => {})
+    await unmount(mountpoint, { force: true, lazy: true, device }).catch(() => {})
     await ended.catch(() => {})
     throw error
   }
-  return { ended, requests: () => ({ workers: pool.size, requests: pool.requests() }) }
+  return { ended, device, requests: () => ({ workers: pool.size, requests: pool.requests() }) }
 }
 
 function startPool(mount: KernelMount, { image, tree, options, workerDied }: ServeRequest): WorkerPool {

@@ -4,11 +4,13 @@
  * the entry in the registry removed.
  */
 
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Image } from '../image/image.js'
 import { WaitedTooLong } from '../metadata/lock.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
 import type { Attachment } from './attachment.js'
+import { describePlaces, placeOf } from './places.js'
 import { type RegistryEntry, remove, update } from './registry.js'
 import type { Listener } from './server.js'
 import { answerStatistics, describeStatistics, STATISTICS_SIGNAL } from './statistics.js'
@@ -20,6 +22,8 @@ const trace = makeTrace('mount')
 
 /** What is written is committed after this time at the latest. */
 const COMMIT_INTERVAL = 5_000
+/** After so long in which a connection did not end, it is looked at who has it. */
+const END_PATIENCE = 5_000
 const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const
 
 export class LiveMount {
@@ -36,6 +40,8 @@ export class LiveMount {
   /** Somebody asked for the end; before it could be used, where there is no `#serving`. */
   #ending: string | undefined
   #ended = false
+  /** Why it did not end when it was asked to. */
+  #obstacle: string | undefined
   /** Why the last commit did not work. */
   #failure: unknown
   /** Why the mount ended, where nobody asked for it. */
@@ -73,9 +79,9 @@ export class LiveMount {
       })
       const loop = await this.#attach(serving)
       this.#serving = serving
-      const { notice, transport = options.transport } = serving
+      const { notice, device, transport = options.transport } = serving
       if (notice) this.#listener.warning(notice)
-      this.#entry = { ...this.#entry, loop, phase: 'mounted', options: { ...options, transport } }
+      this.#entry = { ...this.#entry, loop, device, phase: 'mounted', options: { ...options, transport } }
     } catch (error) {
       this.#unlisten()
       throw error
@@ -87,7 +93,8 @@ export class LiveMount {
     try {
       return await this.#attachment?.attach(this.#listener.warning)
     } catch (error) {
-      await this.#transport.unmount(this.#entry.mountpoint, { force: true, lazy: true }).catch(() => {})
+      const { device } = serving
+      await this.#transport.unmount(this.#entry.mountpoint, { force: true, lazy: true, device }).catch(() => {})
       await serving.ended.catch(() => {})
       throw error
     }
@@ -212,13 +219,29 @@ export class LiveMount {
   /** Commits while everything still works, and ends the connection: if need be, under those who use it. */
   async #end(cause: string): Promise<void> {
     trace('ending: %s', cause)
-    if (this.#ending !== undefined) return
+    if (this.#ending !== undefined || this.#ended) return
     this.#ending = cause
     if (!this.#serving) return
     this.#commit()
     try {
+      const place = this.#place()
+      if (place !== undefined) await this.#unmount(place, cause)
+      if (this.#ending !== undefined) await this.#awaitEnd()
+    } catch (error) {
+      if (!this.#ended) this.#goOn(oneLine(error))
+    }
+  }
+
+  /** Where it is mounted now. @throws IN_USE where something is mounted over it */
+  #place(): string | undefined {
+    const { device, mountpoint } = this.#entry
+    return device === undefined ? mountpoint : placeOf(device, mountpoint)
+  }
+
+  async #unmount(place: string, cause: string): Promise<void> {
+    try {
       await this.#attachment?.detach(false)
-      await unmountOrSay(this.#entry.mountpoint, this.#transport)
+      await unmountOrSay(place, this.#transport, this.#entry.device)
     } catch (error) {
       if (this.#ended) return
       this.#listener.problem(`${oneLine(error)}; ended by force, because of ${cause}`)
@@ -227,14 +250,36 @@ export class LiveMount {
     }
   }
 
+  /** What is mounted elsewhere too, or still used after it was taken out of the tree, does not end by unmounting. */
+  async #awaitEnd(): Promise<void> {
+    const ended = this.#serving!.ended.then(
+      () => true,
+      () => true,
+    )
+    const late = sleep(END_PATIENCE, false, { ref: false })
+    if ((await Promise.race([ended, late])) || this.#ended) return
+    const { device, image, mountpoint, options } = this.#entry
+    const who = device === undefined ? undefined : describePlaces(device, [image, options.overlay])
+    this.#goOn(`${mountpoint} is unmounted, and still in use: ${who ?? 'by whom cannot be seen'}`)
+  }
+
   async #abort(): Promise<void> {
+    const { device, mountpoint } = this.#entry
     try {
-      await this.#transport.unmount(this.#entry.mountpoint, { force: true, lazy: true })
+      const place = this.#place()
+      if (place === undefined) throw new VdiskError('NOT_FOUND', `nothing is mounted on ${mountpoint}`)
+      await this.#transport.unmount(place, { force: true, lazy: true, device })
     } catch (error) {
-      this.#listener.problem(oneLine(error))
-      // The next signal tries again.
-      this.#ending = undefined
+      this.#goOn(oneLine(error))
     }
+  }
+
+  /** It did not end; the next signal tries again. */
+  #goOn(why: string): void {
+    // Once, though `#tend` may ask every few seconds.
+    if (why !== this.#obstacle) this.#listener.problem(why)
+    this.#obstacle = why
+    this.#ending = undefined
   }
 
   /** Commits and closes the image. Leaves the entry behind, with the error, where that fails. */

@@ -53,7 +53,7 @@ async function cleanUp(mountpoint: string, transport: MountTransport, warn: (mes
     const what = mount ? `a dead mount of type ${mount.type}` : 'a dead mount'
     throw new VdiskError('IN_USE', `${mountpoint} is ${what}: end it first with umount ${mountpoint}`)
   }
-  await transport.unmount(mountpoint, { lazy: true })
+  await transport.unmount(mountpoint, { lazy: true, device: mount?.device })
   const image = entry?.image ?? mount?.source ?? 'an image'
   if (entry && stateOf(entry) === 'gone') remove(entry)
   warn(`${mountpoint}: cleaned up the dead mount of ${image}, whose server was killed; what it had not flushed is lost`)

@@ -68,6 +68,8 @@ export interface RegistryEntry extends ProcessIdentity {
   /** One line: why nothing is written any more, though it is mounted for writing. A sync of the image failed. */
   readonly writeError?: string | undefined
   /** `mounted` from the moment on at which the files can be used. */
+  /** `major:minor` of the mount, while the server lives. */
+  readonly device?: string | undefined
   readonly phase: 'starting' | 'mounted' | 'ended'
   /** One line: why the image could not be committed or closed. Of an ended server. */
   readonly error?: string | undefined
@@ -242,7 +244,9 @@ export function stateOf(entry: RegistryEntry, table = mounts()): MountState {
   const mounted = mount !== undefined && isOurType(mount.type)
   if (isAlive(entry)) {
     if (entry.phase === 'starting') return 'starting'
-    return mounted && entry.phase === 'mounted' ? 'mounted' : 'closing'
+    // It may have been moved, or be hidden below another one.
+    const somewhere = mounted || table.some(({ device }) => device === entry.device)
+    return somewhere && entry.phase === 'mounted' ? 'mounted' : 'closing'
   }
   if (entry.error !== undefined) return 'failed'
   return mounted ? 'dead' : 'gone'

@@ -17,6 +17,9 @@ import { claim, type MountOptions, makePrivate, type RegistryEntry, remove, remo
 import { findTransport, type MountTransport } from './transports.js'
 import { treeSettings } from './tree.js'
 
+/** Loop devices count in these. */
+const SECTOR = 512
+
 export interface ServerConfig {
   /** Absolute. */
   readonly image: string
@@ -91,6 +94,7 @@ async function begin(
     )
     const attached = config.mountpoint === undefined
     const table = attached || options.partitions ? partitionTable(image, attached, listener) : undefined
+    if (attached) warnOfRest(image, listener)
     const own = { ...newEntry(config, mountpoint, image), partitions: table?.partitions }
     claim(own)
     entry = own
@@ -113,6 +117,14 @@ function open(path: string, { overlay, temporary }: MountOptions, options: OpenO
   if (temporary)
     options.warn?.(`what is written goes to an unnamed file in ${temporaryFolder()}, and is gone at the unmounting`)
   return image
+}
+
+/** Of a loop device's file, what is behind the last whole sector cannot be reached. */
+function warnOfRest({ path, size }: Image, listener: Listener): void {
+  const rest = size % SECTOR
+  if (rest === 0) return
+  const text = `its size is no multiple of ${SECTOR}, so its last ${rest} bytes cannot be reached through the device`
+  listener.warning(`${basename(path)}: ${text}`)
 }
 
 /** What is wrong with the table is for the user to know. `attached`: a disk without one is nothing to speak of. */

@@ -5,6 +5,7 @@
 
 import type { Image } from '../image/image.js'
 import type { RequestSummary } from '../transports/statistics.js'
+import type { UnmountOptions } from '../transports/unmount.js'
 import { VdiskError } from '../util/errors.js'
 import { makeTrace } from '../util/trace.js'
 import type { MountOptions } from './registry.js'
@@ -29,6 +30,8 @@ export interface Serving {
    * ended for another reason than being unmounted.
    */
   readonly ended: Promise<void>
+  /** `major:minor` of the mount. */
+  readonly device?: string | undefined
   /** What was asked so far, and how many threads serve now. */
   requests(): { readonly workers: number; readonly requests: readonly RequestSummary[] }
   /** The name of the transport, where another one was chosen than was asked for. */
@@ -45,10 +48,10 @@ export interface MountTransport {
   /**
    * Takes a mount away; a busy one is tried again for a moment, as a loop device that was just detached lets go of its
    * file a little later. `force` ends the connection, so that what is busy gets errors; `lazy` hides the mount at once
-   * and ends it when nobody uses it any more.
-   * @throws VdiskError, IN_USE where it is busy
+   * and ends it when nobody uses it any more. `device`: nothing happens where something else is on top there.
+   * @throws VdiskError, IN_USE where it is busy, or something else on top; NOT_FOUND where nothing is mounted
    */
-  unmount(mountpoint: string, how?: { readonly force?: boolean; readonly lazy?: boolean }): Promise<void>
+  unmount(mountpoint: string, how?: UnmountOptions): Promise<void>
 }
 
 /** What a transport can do, beside reading, writing and flushing; what it cannot, programs are told (EOPNOTSUPP). */

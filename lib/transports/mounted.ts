@@ -1,8 +1,9 @@
 /** What is done to a FUSE mount that is there, by whichever transport it was made. */
 
-import { readFileSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import debug from 'debug'
 import { KiB, MiB } from '../util/sizes.js'
+import { mountedDevice } from './mountinfo.js'
 
 const trace = debug('vdiskfs:transport')
 
@@ -23,22 +24,3 @@ export function setReadAhead(mountpoint: string, bytes = DEFAULT_READ_AHEAD): vo
     trace('read-ahead stays as it is: %s', error)
   }
 }
-
-/** The `major:minor` of what is mounted on a folder, found without asking the file system, which may not answer. */
-export function mountedDevice(mountpoint: string): string | undefined {
-  // `id parent major:minor root mountpoint options…`; the last line of a mount point is the mount that is seen.
-  for (const line of readFileSync('/proc/self/mountinfo', 'utf8').trimEnd().split('\n').reverse()) {
-    const [, , device, , where] = line.split(' ')
-    if (where !== undefined && unescapeMountinfo(where) === mountpoint) return device
-  }
-  return undefined
-}
-
-/** Spaces and the like are octal there: `\040`. */
-const unescapeMountinfo = (text: string): string =>
-  Buffer.from(
-    Buffer.from(text)
-      .toString('latin1')
-      .replace(/\\([0-7]{3})/g, (_, octal) => String.fromCharCode(Number.parseInt(octal, 8))),
-    'latin1',
-  ).toString()

@@ -10,13 +10,18 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { UnmountFlag, unmount as umount2 } from '../native/mount.js'
 import { fromSystem, VdiskError } from '../util/errors.js'
 import { fusermount, NO_FUSERMOUNT } from './fusermount.js'
-import { mountedDevice } from './mounted.js'
+import { coverText, mountOnTop } from './mountinfo.js'
 
 export interface UnmountOptions {
   /** End the connection: who uses the file system gets errors, and requests that hang are given up. */
   readonly force?: boolean | undefined
   /** Take it out of the tree at once; it ends when nobody uses it any more. */
   readonly lazy?: boolean | undefined
+  /**
+   * The `major:minor` of what is meant. Where something else is on top, nothing happens: IN_USE. Undefined: whatever is
+   * on top.
+   */
+  readonly device?: string | undefined
 }
 
 type Manner = 'plain' | 'force' | 'lazy'
@@ -41,13 +46,18 @@ export function unmountWhileServing(mountpoint: string, options?: UnmountOptions
   return repeat(process.geteuid!() === 0 ? byUmount : byFusermount, mountpoint, options)
 }
 
-async function repeat(attempt: Attempt, mountpoint: string, { force, lazy }: UnmountOptions = {}): Promise<void> {
+async function repeat(attempt: Attempt, mountpoint: string, options: UnmountOptions = {}): Promise<void> {
+  const { force, lazy, device } = options
+  const checked: Attempt = async (path, manner) => {
+    refuseOther(path, device)
+    return attempt(path, manner)
+  }
   const until = Date.now() + BUSY_PATIENCE_MS
   for (;;) {
-    const busy = await attempt(mountpoint, force ? 'force' : lazy ? 'lazy' : 'plain')
+    const busy = await checked(mountpoint, force ? 'force' : lazy ? 'lazy' : 'plain')
     if (!busy) return
     // It aborts the connection even where it says that it failed. What is left is to hide the mount.
-    if (force && !(await attempt(mountpoint, 'lazy'))) return
+    if (force && !(await checked(mountpoint, 'lazy'))) return
     if (Date.now() >= until) throw busy
     await sleep(BUSY_INTERVAL_MS)
   }
@@ -55,6 +65,15 @@ async function repeat(attempt: Attempt, mountpoint: string, { force, lazy }: Unm
 
 const notMounted = (mountpoint: string, cause?: unknown) =>
   new VdiskError('NOT_FOUND', `nothing is mounted on ${mountpoint}`, { cause })
+
+/** Between looking and unmounting there is a moment, which no system call closes. */
+function refuseOther(mountpoint: string, device: string | undefined): void {
+  if (device === undefined) return
+  const top = mountOnTop(mountpoint)
+  if (top?.device === device) return
+  if (!top) throw notMounted(mountpoint)
+  throw new VdiskError('IN_USE', `cannot unmount ${mountpoint}: ${coverText(top)}`)
+}
 
 const FLAGS: Readonly<Record<Manner, number>> = { plain: 0, force: UnmountFlag.FORCE, lazy: UnmountFlag.DETACH }
 
@@ -85,7 +104,7 @@ const byFusermount: Attempt = async (mountpoint, manner) => {
 
 /** What `umount -f` does first; who made a mount may do it. Where it cannot be done, a lazy unmount has to do. */
 function abortConnection(mountpoint: string): void {
-  const minor = mountedDevice(mountpoint)?.split(':')[1]
+  const minor = mountOnTop(mountpoint)?.device.split(':')[1]
   try {
     writeFileSync(`/sys/fs/fuse/connections/${minor}/abort`, '1')
   } catch {

@@ -49,12 +49,14 @@ const UNPRINTABLE = /[\u0000-\u001f\u007f-\u009f\u2028-\u202e\u2066-\u2069]/g
 /** Nobody reads more; names in images can be as long as they like. */
 const LONGEST = 5000
 
+/** A name as one line that does nothing to a terminal: what is not printable, newlines too, becomes `\\u000a`. */
+export function escaped(text: string): string {
+  return text.replace(UNPRINTABLE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`)
+}
+
 /** One line that does nothing to a terminal: what is not printable becomes `\u001b`. */
 export function printable(text: string): string {
-  const clean = text
-    .slice(0, LONGEST + 1)
-    .replace(/\s*[\r\n]+\s*/g, ' ')
-    .replace(UNPRINTABLE, (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, '0')}`)
+  const clean = escaped(text.slice(0, LONGEST + 1).replace(/\s*[\r\n]+\s*/g, ' '))
   return clean.length > LONGEST ? `${clean.slice(0, LONGEST)}…` : clean
 }
 

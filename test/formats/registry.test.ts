@@ -2,7 +2,7 @@ import t from 'tap'
 import type { Probe } from '../../lib/formats/driver.js'
 import { detect, findFormat, formats } from '../../lib/formats/registry.js'
 import { must } from '../support/run.js'
-import { WINDOWS_FIXED_FOOTER, WINDOWS_FOOTER } from './vhd-images.js'
+import { FooterAt, WINDOWS_FIXED_FOOTER, WINDOWS_FOOTER } from './vhd-images.js'
 
 const probe = (head: Uint8Array, tail: Uint8Array, path = 'x.raw'): Probe => ({ path, size: 1 << 20, head, tail })
 const nothing = new Uint8Array(1024)
@@ -62,4 +62,43 @@ t.test('what looks like a format that is not known is not taken for a disk', asy
       code: 'FORMAT',
       message: new RegExp(`it looks like a ${name} image.*--format raw`),
     })
+})
+
+/** First bytes of other formats, as their specifications have them. */
+const HEADS: readonly (readonly [string, string])[] = [
+  ['qcow2', 'QFI\xfb\0\0\0\x03'],
+  ['vhdx', 'vhdxfile'],
+  ['parallels', 'WithoutFreeSpace\x02'],
+  ['parallels', 'WithouFreSpacExt\x02'],
+]
+const headOf = (text: string) => Uint8Array.from([...Buffer.from(text, 'latin1'), ...new Uint8Array(1024)])
+/** Of a file that holds the disk of 10 MiB whose footer this is, and the footer. */
+const ending = (head: string, footer: Uint8Array, size = 10 * 2 ** 20 + footer.length): Probe => ({
+  path: 'x.img',
+  size,
+  head: headOf(head),
+  tail: after(1024 - footer.length, footer),
+})
+
+t.test('a fixed VHD whose guest wrote the beginning of another image is not taken for that one', async (t) => {
+  for (const [name, head] of HEADS)
+    for (const footer of [WINDOWS_FIXED_FOOTER, WINDOWS_FIXED_FOOTER.subarray(0, 511)])
+      t.throws(() => detect(ending(head, footer)), {
+        code: 'FORMAT',
+        message: new RegExp(`^x.img: .*both.*--format ${name} or --format vhd\\b`),
+      })
+  t.throws(() => detect(ending('KDMV\x01', WINDOWS_FIXED_FOOTER)), {
+    code: 'FORMAT',
+    message: /both: a VMDK image.*--format vhd/,
+  })
+})
+
+t.test('a footer that is not that of a fixed disk in this file does not count beside another beginning', async (t) => {
+  const broken = Uint8Array.from(WINDOWS_FIXED_FOOTER)
+  broken[FooterAt.id]! ^= 1
+  for (const [name, head] of HEADS) {
+    t.equal(detect(ending(head, broken)).name, name, 'a wrong checksum')
+    t.equal(detect(ending(head, WINDOWS_FOOTER)).name, name, 'a dynamic disk without its copy')
+    t.equal(detect(ending(head, WINDOWS_FIXED_FOOTER, 10 * 2 ** 20)).name, name, 'a disk larger than the file')
+  }
 })

@@ -1,9 +1,23 @@
-import { cpSync, linkSync, mkdirSync, readdirSync, renameSync, symlinkSync, unlinkSync } from 'node:fs'
+import {
+  appendFileSync,
+  cpSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { basename, join } from 'node:path'
 import t from 'tap'
+import { checkImage } from '../../lib/image/check.js'
 import { createImage } from '../../lib/image/create.js'
 import type { Image } from '../../lib/image/image.js'
+import { imageInfo } from '../../lib/image/info.js'
 import { openImage } from '../../lib/image/open.js'
+import { openOverlay } from '../../lib/image/overlay.js'
 import { must } from '../support/run.js'
 import { temporaryFolder } from '../support/temp.js'
 
@@ -109,7 +123,7 @@ t.test('another image in the place of the parent', async (t) => {
   t.throws(() => openImage(child), { code: 'CORRUPT', message: /unique id/ })
   unlinkSync(parent)
   createImage(parent, { format: 'raw', size: MiB })
-  t.throws(() => openImage(child), { code: 'CORRUPT', message: /it is raw/ })
+  t.throws(() => openImage(child), { code: 'FORMAT', message: /not a VHD: no footer/ })
 })
 
 t.test('a parent in another folder', async (t) => {
@@ -208,4 +222,48 @@ t.test('an image that was copied while its parent was not', async (t) => {
   const image = openImage(join(folder, 'copy', 'child.vhd'), { backingDirs: [folder] })
   t.equal(text(image, 0, 6), 'parent', 'by the absolute name')
   image.close()
+})
+
+t.test('a fixed VHD whose guest made it look like an image with a parent is not opened as one', async (t) => {
+  const folder = temporaryFolder(t)
+  const [disk, child, other, inside] = ['disk.vhd', 'child.vhd', 'other.raw', 'in.qcow2'].map((n) =>
+    join(folder, n),
+  ) as [string, string, string, string]
+  createImage(disk, { format: 'vhd', size: MiB, options: ['subformat=fixed'] })
+  create(child, undefined, disk)
+  writeFileSync(other, Buffer.alloc(MiB, 'secret of another guest'))
+  must('qemu-img', ['create', '-q', '-f', 'qcow2', '-b', other, '-F', 'raw', inside])
+  const guest = openImage(disk)
+  const bytes = readFileSync(inside)
+  guest.write(bytes, 0, bytes.length, 0)
+  guest.close()
+  const before = readFileSync(disk)
+  const both = { code: 'FORMAT', message: /disk\.vhd.*--format qcow2 or --format vhd/ }
+  t.throws(() => openImage(disk), both)
+  t.throws(() => imageInfo(disk), both)
+  t.throws(() => checkImage(disk, { repair: 'all' }), both)
+  t.throws(() => createImage(join(folder, 'new.qcow2'), { format: 'qcow2', backing: disk }), both)
+  t.throws(() => openOverlay(disk, join(folder, 'over.qcow2')), both)
+  t.ok(readFileSync(disk).equals(before), 'nothing was changed')
+  const named = openImage(disk, { readOnly: true, format: 'vhd' })
+  t.equal(text(named, 0, 3), 'QFI')
+  named.close()
+  const above = openImage(child, { readOnly: true })
+  t.equal(text(above, 0, 3), 'QFI', 'the parent of a VHD is a VHD, whatever it begins with')
+  above.close()
+})
+
+t.test('an overlay whose last sector was made to look like the footer of a VHD stays an overlay', async (t) => {
+  const folder = temporaryFolder(t)
+  const [below, over, fixed] = ['below.raw', 'over.qcow2', 'fixed.vhd'].map((n) => join(folder, n)) as [
+    string,
+    string,
+    string,
+  ]
+  writeFileSync(below, Buffer.alloc(MiB))
+  openOverlay(below, over, { format: 'raw' }).close()
+  createImage(fixed, { format: 'vhd', size: 64 * 1024, options: ['subformat=fixed'] })
+  appendFileSync(over, readFileSync(fixed).subarray(-512))
+  openOverlay(below, over, { format: 'raw' }).close()
+  t.throws(() => openImage(over), { code: 'FORMAT', message: /--format qcow2 or --format vhd/ })
 })

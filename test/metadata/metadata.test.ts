@@ -1,5 +1,6 @@
 import t from 'tap'
 import { Region } from '../../lib/metadata/region.js'
+import { MAX_CACHE_SIZE, makeShared, viewShared } from '../../lib/metadata/shared.js'
 import { FaultStorage } from '../../lib/storage/fault.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Recorder } from '../../lib/storage/recording.js'
@@ -10,6 +11,16 @@ function table(bytes: number, options: Parameters<typeof setUp>[1] = {}) {
   const { metadata, files } = setUp([storage], options)
   return { storage, metadata, file: files[0]!, region: new Region(metadata, files[0]!, 0, bytes, 0) }
 }
+
+t.test('the largest cache has all its parts, and a larger one is refused', async (t) => {
+  const sizes = { threads: 257, files: 512, stateNumbers: 512 }
+  const { data, staging } = viewShared(makeShared({ ...sizes, cacheSize: MAX_CACHE_SIZE }))
+  data[MAX_CACHE_SIZE - 1] = 1
+  staging[staging.length - 1] = 1
+  t.same([data.length, data.at(-1), staging.at(-1)], [2 ** 31, 1, 1])
+  for (const cacheSize of [MAX_CACHE_SIZE + 1, 2 ** 47, Number.NaN])
+    t.throws(() => makeShared({ ...sizes, cacheSize }), { code: 'USAGE', message: /expected at most 2147483648/ })
+})
 
 t.test('a change that throws before it has changed anything is harmless', async (t) => {
   const { metadata, region } = table(4096)

@@ -181,6 +181,18 @@ t.test('busy: who uses it is said, nothing changes', needsMounts, async (t) => {
   isGone(t, path)
 })
 
+t.test('a size that is no multiple of a sector: what cannot be reached is said', needsMounts, async (t) => {
+  const path = image(t)
+  truncateSync(path, 64 * MiB + 700)
+  const { code, out, err } = vdiskfs(['attach', '--format=raw', path])
+  t.equal(code, 0)
+  t.equal(Number(must('blockdev', ['--getsize64', out.trim()])), 64 * MiB + 512)
+  t.match(err, new RegExp(`^vdiskfs: ${basename(path)}: [^\\n]*last 188 bytes[^\\n]*\\n$`))
+  vdiskfsMust(['detach', out.trim()])
+  truncateSync(path, 64 * MiB)
+  isGone(t, path)
+})
+
 t.test('what is not attached', needsMounts, async (t) => {
   const path = image(t)
   const none = vdiskfs(['detach', path])

@@ -237,3 +237,13 @@ await overTransports(t, 'relative paths, and a mount point reached by a link', [
   vdiskfsMust(['umount', '0x10'], { cwd: folder })
   t.notOk(isMounted(mountpoint))
 })
+
+await overTransports(t, 'list: a name cannot break its line, or do something to a terminal', [], async (t) => {
+  const image = join(temporaryFolder(t), 'a\nb\x1b[31m.img')
+  writeFileSync(image, Buffer.alloc(MiB))
+  const { mountpoint } = mountImage(t, image, ['--format=raw'])
+  const lines = vdiskfsMust(['list', mountpoint]).split('\n')
+  t.equal(lines.length, 3, 'a header, a mount, nothing')
+  t.match(lines[1], '/a\\u000ab\\u001b[31m.img  raw ')
+  t.equal(listedAt(mountpoint)?.image, image, 'JSON has it as it is')
+})

@@ -60,9 +60,18 @@ t.test('mountinfo, as proc(5) shows it', async (t) => {
   ].join('\n')
   const mounts = parseMountinfo(text)
   t.same(mounts, [
-    { mountpoint: '/mnt2', type: 'ext3', source: '/dev/root' },
-    { mountpoint: '/mnt/with blank', type: 'fuse.vdiskfs', source: '/images/a\\b\nc.vhd' },
-    { mountpoint: '/mnt/with blank', type: 'tmpfs', source: 'tmpfs' },
+    {
+      ...{ id: 36, parent: 35, device: '98:0', root: '/mnt1', mountpoint: '/mnt2' },
+      ...{ propagation: ['master:1', 'shared:2'], type: 'ext3', source: '/dev/root' },
+    },
+    {
+      ...{ id: 60, parent: 22, device: '0:39', root: '/', mountpoint: '/mnt/with blank' },
+      ...{ propagation: [], type: 'fuse.vdiskfs', source: '/images/a\\b\nc.vhd' },
+    },
+    {
+      ...{ id: 61, parent: 22, device: '0:40', root: '/', mountpoint: '/mnt/with blank' },
+      ...{ propagation: [], type: 'tmpfs', source: 'tmpfs' },
+    },
   ])
   t.equal(mountAt('/mnt/with blank', mounts)?.type, 'tmpfs', 'the one on top')
   t.equal(mountAt('/mnt', mounts), undefined)

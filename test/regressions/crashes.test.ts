@@ -115,7 +115,7 @@ t.test('qcow2: extensions that are larger than a sector are never torn', async (
 
 t.test('vhd: the header that names the parent, of two sectors, is never torn', async (t) => {
   const names = ['/folder/a', '/folder/another'] as const
-  t.same(parentsSeen('vhd', ['block_size=4K'], names), new Set(names.map((name) => `${name} `)))
+  t.same(parentsSeen('vhd', ['block_size=4K'], names), new Set(names.map((name) => `${name} vhd`)))
 })
 
 t.test('vhd: a resize between the footer and its copy is a warning, and ended by whoever writes', async (t) => {

@@ -3,7 +3,7 @@
 import { closeSync, existsSync, openSync, readFileSync, readSync } from 'node:fs'
 import t from 'tap'
 import { lseek } from '../../lib/native/libc.js'
-import { mountedDevice } from '../../lib/transports/mounted.js'
+import { mountedDevice } from '../../lib/transports/mountinfo.js'
 import { unmount } from '../../lib/transports/unmount.js'
 import { mountMemory, start, until } from './fixtures/kernel-mount.js'
 import { Control } from './fixtures/memory-tree.js'

@@ -4,7 +4,7 @@ import { resolveMountpoint } from '../../mount/mounts.js'
 import { entries, type MountState, type RegistryEntry } from '../../mount/registry.js'
 import { askStatistics, describeStatistics, type MountStatistics } from '../../mount/statistics.js'
 import { quantile } from '../../transports/statistics.js'
-import { VdiskError } from '../../util/errors.js'
+import { escaped, VdiskError } from '../../util/errors.js'
 import { formatSize } from '../../util/sizes.js'
 import type { Arguments } from '../arguments.js'
 import type { Io } from '../io.js'
@@ -24,7 +24,7 @@ export async function run(args: Arguments, io: Io): Promise<number> {
     found.forEach(({ entry, state }, i) => {
       const silent = state === 'mounted' ? ['its server does not answer'] : [`it is ${state}`]
       const lines = statistics[i] ? describeStatistics(statistics[i]) : silent
-      io.out(`\n${entry.mountpoint}\n${lines.map((line) => `  ${line}\n`).join('')}`)
+      io.out(`\n${escaped(entry.mountpoint)}\n${lines.map((line) => `  ${line}\n`).join('')}`)
     })
   return 0
 }
@@ -55,7 +55,7 @@ function row(entry: RegistryEntry, state: MountState): string[] {
   const why = state === 'failed' ? error : state === 'mounted' ? writeError : undefined
   const shown = why === undefined ? state : `${state}: ${why}`
   const mode = options.readOnly || writeError !== undefined ? 'ro' : 'rw'
-  return [mountpoint, image, format, formatSize(size), mode, String(pid), loop ?? '-', shown]
+  return [mountpoint, image, format, formatSize(size), mode, String(pid), loop ?? '-', shown].map(escaped)
 }
 
 function facts(entry: RegistryEntry, state: MountState) {

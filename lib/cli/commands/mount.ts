@@ -18,6 +18,8 @@ import { choice, parseCount, wrongValue } from '../values.js'
 /** More threads than this cost more memory than they bring. */
 const MOST_WORKERS = 256
 const LEAST_CACHE = '1M'
+/** What the shared memory has room for: `MAX_CACHE_SIZE`. */
+const MOST_CACHE = '2G'
 
 export async function run(args: Arguments, io: Io): Promise<number> {
   const [image, mountpoint] = args.positionals as [string, string]
@@ -70,7 +72,7 @@ export function mountOptions(args: Arguments): MountOptions {
     ]),
     backingDirs: given.values('backing-dir').map((dir) => resolve(dir)),
     workers: workers === undefined ? undefined : parseCount('workers', workers, 1, MOST_WORKERS),
-    cacheSize: cacheSize === undefined ? undefined : atLeast('cache-size', cacheSize, LEAST_CACHE),
+    cacheSize: cacheSize === undefined ? undefined : within('cache-size', cacheSize, LEAST_CACHE, MOST_CACHE),
     allowOther: given.allowOther,
     systemOptions: given.systemOptions,
     uid: parseCount('uid', given.value('uid') ?? String(process.getuid!()), 0),
@@ -84,9 +86,9 @@ function describe({ image, format, size, mountpoint }: RegistryEntry): string {
   return `${image} (${format}, ${formatSize(size)}) is ${mountpoint}/${DISK_NAME}`
 }
 
-function atLeast(name: string, text: string, least: string): number {
+function within(name: string, text: string, least: string, most: string): number {
   const bytes = parseSize(text)
-  if (bytes < parseSize(least)) throw wrongValue(name, text, `at least ${least}`)
+  if (bytes < parseSize(least) || bytes > parseSize(most)) throw wrongValue(name, text, `${least} to ${most}`)
   return bytes
 }
 

@@ -6,7 +6,8 @@ import { checkVhd } from './check.js'
 import { createVhd, VHD_OPTIONS } from './create.js'
 import { vhdFacts } from './facts.js'
 import type { VhdLayout } from './layout.js'
-import { openVhd, probeVhd, VHD } from './open.js'
+import { openVhd, VHD } from './open.js'
+import { endsAsFixed, probeVhd } from './probe.js'
 import { rebaseVhd } from './rebase.js'
 import { emptyVhd, resizeVhd } from './resize.js'
 
@@ -19,6 +20,7 @@ export const vhd: Format<VhdLayout> = {
   identifiesParents: true,
   createOptions: VHD_OPTIONS,
   probe: probeVhd,
+  guestBegins: endsAsFixed,
   open: openVhd,
   attach,
   create: createVhd,

@@ -3,7 +3,7 @@
 import type { Storage } from '../../storage/storage.js'
 import { VdiskError } from '../../util/errors.js'
 import type { Place } from '../../util/struct.js'
-import type { OpenContext, Opened, ParentRequest, Probe } from '../driver.js'
+import type { OpenContext, Opened, ParentRequest } from '../driver.js'
 import { type BatmapHeader, readBatmapHeader } from './batmap.js'
 import { type DynamicHeader, decodeHeader, HEADER_BYTES } from './dynamic-header.js'
 import {
@@ -23,15 +23,6 @@ import { isBetween } from './two-footers.js'
 
 export const VHD = 'vhd'
 
-/** The footer is at the end, in 512 or 511 bytes; what grows has a copy at the beginning. */
-export function probeVhd({ head, tail }: Probe): boolean {
-  return (
-    looksLikeFooter(tail, tail.length - FOOTER_BYTES) ||
-    looksLikeFooter(tail, tail.length - OLD_FOOTER_BYTES) ||
-    looksLikeFooter(head, 0)
-  )
-}
-
 /** The footer that an image is opened with, and where it was found. */
 interface FoundFooter {
   readonly footer: Footer
@@ -48,7 +39,7 @@ export function openVhd(context: OpenContext): Opened<VhdLayout> {
   const { footer } = found
   if (footer.savedState !== 0)
     warn('it belongs to a virtual machine in saved state, which does not expect the disk to change')
-  const layout = footer.diskType === DiskType.FIXED ? fixedLayout(context, found) : growingLayout(context, found)
+  const layout = footer.diskType === DiskType.FIXED ? fixedLayout(storage.path, found) : growingLayout(context, found)
   if (found.length === 0 && !context.readOnly)
     throw new VdiskError(
       'CORRUPT',
@@ -148,11 +139,12 @@ function common(path: string, found: FoundFooter) {
   }
 }
 
-function fixedLayout({ storage }: OpenContext, found: FoundFooter): VhdLayout {
-  const layout = common(storage.path, found)
+/** @throws CORRUPT where the footer is not that of such a disk */
+export function fixedLayout(path: string, found: FoundFooter): VhdLayout {
+  const layout = common(path, found)
   if (layout.size > found.offset) {
     const text = `VHD footer: the disk's size is ${layout.size}: the file holds ${found.offset} bytes of it`
-    throw new VdiskError('CORRUPT', text, { path: storage.path, offset: found.offset })
+    throw new VdiskError('CORRUPT', text, { path, offset: found.offset })
   }
   return { ...layout, type: 'fixed', header: undefined, blocks: undefined, parentNames: [], batmap: false }
 }
@@ -245,6 +237,8 @@ export function parentRequest(layout: VhdLayout, path: string): ParentRequest {
   return {
     name: shownParentName(parentNames, parentUniqueId),
     candidates: parentCandidates(parentNames, path),
+    // Never detected: a fixed disk begins with what its guest wrote.
+    format: VHD,
     verify(parent, warn) {
       if (parent.format !== VHD)
         throw new VdiskError('CORRUPT', `it is ${parent.format}, and the parent of a VHD is a VHD`, {

@@ -84,6 +84,7 @@ function parentRequest(layout: VhdxLayout, path: string): ParentRequest {
   return {
     name: shownParent(locator),
     candidates: parentCandidates(locator, path),
+    format: VHDX,
     verify(parent) {
       const fail = (text: string) => new VdiskError('CORRUPT', text, { path: parent.path })
       if (parent.format !== VHDX) throw fail(`it is ${parent.format}, and the parent of a VHDX is a VHDX`)

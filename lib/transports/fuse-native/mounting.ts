@@ -10,6 +10,7 @@ import { makePipe } from '../../native/pipes.js'
 import { VdiskError } from '../../util/errors.js'
 import { refusal } from '../fusermount.js'
 import { SUBTYPE, setReadAhead } from '../mounted.js'
+import { mountedDevice } from '../mountinfo.js'
 import { joinOptions } from '../options.js'
 import { RequestRecorder, type RequestSummary, summarizeRequests } from '../statistics.js'
 import type { FileTree } from '../transport.js'
@@ -34,6 +35,8 @@ export interface NativeMountOptions {
 export interface NativeMount {
   /** Resolves when it has ended; no operation reaches the tree after that. */
   readonly ended: Promise<void>
+  /** `major:minor`, by which it can be told from what is mounted over it. */
+  readonly device: string | undefined
   /** What was asked so far. */
   requests(): RequestSummary[]
 }
@@ -91,6 +94,7 @@ export async function mount(options: NativeMountOptions): Promise<NativeMount> {
   setReadAhead(mountpoint)
   return {
     ended: whenEnded(fd === undefined ? undefined : duplicate(fd), fuse, stop),
+    device: mountedDevice(mountpoint),
     requests: () => summarizeRequests(counts),
   }
 }

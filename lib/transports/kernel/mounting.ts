@@ -5,6 +5,7 @@ import debug from 'debug'
 import { MountFlag, mount, UnmountFlag, unmount as umount2 } from '../../native/mount.js'
 import { fromSystem } from '../../util/errors.js'
 import { SUBTYPE, setReadAhead } from '../mounted.js'
+import { mountedDevice } from '../mountinfo.js'
 import { flagsOf } from '../options.js'
 import { DEVICE, receiveFirst } from './device.js'
 import { type InitWishes, type Negotiated, negotiate } from './init.js'
@@ -31,6 +32,8 @@ export interface KernelMountOptions extends InitWishes {
 export interface KernelMount {
   readonly fd: number
   readonly negotiated: Negotiated
+  /** `major:minor`, by which it can be told from what is mounted over it. */
+  readonly device: string | undefined
 }
 
 /** Mounts as root. @throws VdiskError; nothing is mounted then. */
@@ -86,7 +89,7 @@ export function begin(fd: number, options: KernelMountOptions, undo: () => void)
     writeSync(fd, reply.bytes, 0, length, null)
     trace('mounted on %s: FUSE 7.%d, flags %s', mountpoint, negotiated.minor, negotiated.flags.toString(16))
     setReadAhead(mountpoint, readAhead)
-    return { fd, negotiated }
+    return { fd, negotiated, device: mountedDevice(mountpoint) }
   } catch (error) {
     undo()
     throw fromSystem(error, DEVICE, 'negotiate with')
