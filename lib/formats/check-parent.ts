@@ -30,7 +30,8 @@ export function parentFindings(
   } catch (error) {
     if (!(error instanceof VdiskError)) throw error
     const message = error.message.replace(`${storage.path}: `, '')
-    if (other) findings.push({ severity: 'corruption', what: 'parent-mismatch', message })
+    // What is no image of its format at all is another disk, too.
+    if (other || error.code === 'FORMAT') findings.push({ severity: 'corruption', what: 'parent-mismatch', message })
     else findings.push({ severity: 'warning', what: 'parent', message })
   }
   return findings

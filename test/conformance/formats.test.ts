@@ -166,6 +166,8 @@ t.test('a name does not decide what a file is', async (t) => {
     t.equal(image.format, name)
     image.close()
     for (const option of createOptions) {
+      // Of these a name alone says that it is on.
+      if (option.type === 'boolean') continue
       const wrong = createImage.bind(null, `${path}-not`, { format: name, size: 2 ** 20, options: [option.name] })
       t.throws(wrong, { code: 'USAGE', message: /needs a value/ })
     }
