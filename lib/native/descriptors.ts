@@ -1,7 +1,7 @@
 /** Descriptors: a second one of a file, one from another process, and waiting for the end of what is behind one. */
 
 import { uninterrupted } from './files.js'
-import { addressOf, declareLibc, declareLibcAsync } from './libc.js'
+import { addressOf, declareLibc, declareLibcAsync, type SystemCallError } from './libc.js'
 
 const O_CLOEXEC = 0o2000000
 const F_DUPFD_CLOEXEC = 1030
@@ -51,13 +51,23 @@ const pollNow = declareLibc<[fds: Buffer, count: number, milliseconds: 0]>(
   'int poll(void *fds, unsigned long count, int milliseconds)',
 )
 
-/** True where read(2) of a descriptor would not wait: there is something, or never will be. */
-export function isReady(fd: number): boolean {
+/** A function that is true where read(2) of a descriptor would not wait: there is something, or never will be. */
+export function makeReadyProbe(fd: number): () => boolean {
   const pollfd = Buffer.alloc(POLLFD_BYTES)
   pollfd.writeInt32LE(fd)
   pollfd.writeInt16LE(POLLIN, POLLFD_EVENTS)
-  return uninterrupted(() => pollNow(pollfd, 1, 0)) > 0
+  return () => {
+    try {
+      return pollNow(pollfd, 1, 0) > 0
+    } catch (error) {
+      // A signal: nothing was there, and one may look again. read(2) says what else it is.
+      return (error as SystemCallError).code !== 'EINTR'
+    }
+  }
 }
+
+/** As `makeReadyProbe`, for who asks once. */
+export const isReady = (fd: number): boolean => makeReadyProbe(fd)()
 
 const AF_UNIX = 1
 const SOCK_STREAM = 1

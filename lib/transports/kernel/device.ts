@@ -7,6 +7,7 @@ import { fromSystem, VdiskError } from '../../util/errors.js'
 import { makeTrace, traceAtOnce } from '../../util/trace.js'
 import type { FileTree } from '../transport.js'
 import type { Negotiated } from './init.js'
+import { Linger } from './linger.js'
 import { Reply } from './messages.js'
 import type { CachePolicy } from './opens.js'
 import { FIRST, Parking } from './parking.js'
@@ -47,23 +48,28 @@ export function serve(context: WorkerContext, tree: FileTree): void {
   const parking = new Parking(context.parking, context.slots)
   const session = new Session({ tree, negotiated, shared, thread, answer: answerOn(fd), cachePolicy, splicer, parking })
   const { request, reply } = session
+  const linger = Linger.at(fd)
   const slot = new WorkerSlot(context.slots, thread)
   // A worker's stderr goes through its event loop, which does not turn again before the end.
   if (!isMainThread) traceAtOnce()
   slot.begin()
   parentPort?.postMessage(SERVING)
   let state: number = WorkerState.LEFT
+  let answered = performance.now()
   while (!slot.dismissed) {
+    linger.wait()
     const length = receive(fd, request.bytes)
     if (length === UNMOUNTED) {
       state = WorkerState.ENDED
       break
     }
     const began = performance.now()
+    linger.took(began - answered)
     slot.take(request.uniqueFirst, request.uniqueSecond)
     const answer = session.handle(length)
     if (answer > 0 && !send(fd, reply.bytes, answer)) send(fd, reply.bytes, session.fail(constants.errno.EIO))
-    session.record(performance.now() - began)
+    answered = performance.now()
+    session.record(answered - began)
     slot.release()
     if (thread !== FIRST && parking.oneIsEnough) {
       slot.park(true)
