@@ -31,6 +31,7 @@ export function checkImage(storage: Storage, options: CheckOptions): CheckTotals
   clusters.checkBat()
   extension.mend(clusters.overlapped)
   if (!extension.opaque) clusters.checkLeaks(extension.clusters)
+  checkMark(repairs)
   repairs.finish()
   const { allocated, fragmented, imageEnd } = clusters
   return { imageEnd, clusters: repairs.geometry.entries, allocated, fragmented, compressed: 0 }
@@ -47,8 +48,12 @@ function checkHeader(repairs: Repairs): void {
     const repairable = repair !== undefined
     repairs.report('corruption', what, message, mended, { offset, found, expected, repairable })
   }
+}
+
+/** Behind everything else: what is left decides whether the mark can go. */
+function checkMark(repairs: Repairs): void {
   if (repairs.before.inUse === InUse.OPEN)
-    repairs.report('warning', 'in-use', 'it is in use, or was left in use', repairs.all, {
+    repairs.report('warning', 'in-use', 'it is in use, or was left in use', repairs.closes, {
       offset: HEADER.offsetOf('inUse'),
       found: `0x${InUse.OPEN.toString(16)}`,
       expected: `0x${InUse.CLOSED.toString(16)}`,

@@ -19,6 +19,8 @@ export class Repairs {
   all: boolean
   leaks: boolean
   #marked = false
+  /** Corruptions are left that nobody mended. */
+  #left = false
   readonly #found: (finding: Finding) => void
 
   /** @throws FORMAT, UNSUPPORTED, CORRUPT where the header cannot be read; IO */
@@ -39,6 +41,7 @@ export class Repairs {
     repaired: boolean,
     more: Partial<Finding> = {},
   ): void {
+    if (severity === 'corruption' && !repaired) this.#left = true
     this.#found({ severity, what, message, repairable: true, repaired, ...more })
   }
 
@@ -54,12 +57,17 @@ export class Repairs {
     writeHeader(this.storage, this.header)
   }
 
+  /** Whether the mark of an image that was left in use goes: what could not be mended keeps it from being written. */
+  get closes(): boolean {
+    return this.all && !(this.before.inUse === InUse.OPEN && this.#left)
+  }
+
   /** After the last change. A repair of leaks alone leaves the mark as it was: what it says of bitmaps still holds. */
   finish(): void {
     const wasOpen = this.before.inUse === InUse.OPEN
-    if (!this.#marked && !(wasOpen && this.all)) return
+    if (!this.#marked && !(wasOpen && this.closes)) return
     this.storage.sync()
-    this.header.inUse = this.all ? InUse.CLOSED : this.before.inUse
+    this.header.inUse = this.closes ? InUse.CLOSED : this.before.inUse
     this.writeHeader()
   }
 }

@@ -165,6 +165,14 @@ t.test('two entries with one cluster of a full device: said, and nothing is chan
   t.equal(u32(unknown, 68), 1, 'what looks free may be in use')
 })
 
+t.test('an image that was left in use and could not be mended stays so, and is not written', async (t) => {
+  const storage = image({ bat: [1, 2, 1, 3], inUse: OPEN })
+  t.same(check(new Device(storage), 'all').said, ['corruption shared-cluster', 'warning in-use'])
+  t.equal(u32(storage, 44), OPEN)
+  t.same(check(storage, 'all').said, ['corruption shared-cluster repaired', 'warning in-use repaired'])
+  t.not(u32(storage, 44), OPEN)
+})
+
 t.test('an entry that is no whole number of clusters behind the beginning of the data', async (t) => {
   const storage = image({ magic: 'WithoutFreeSpace', bat: [8, 20], size: 4 * CLUSTER, fill: true })
   t.same(check(storage).said, ['corruption bat-alignment', 'leak leak'])
@@ -300,7 +308,7 @@ t.test('a feature that forbids changes: nothing is changed', async (t) => {
   storage.write(extensionBytes(CLUSTER, [{ magic: 0x99n, flags: 1, data: Buffer.alloc(8) }]), 0, CLUSTER, 2 * CLUSTER)
   const before = Buffer.alloc(4 * CLUSTER)
   storage.read(before, 0, before.length, 0)
-  t.same(check(storage, 'all').said, ['warning feature', 'warning in-use', 'corruption bat-range'])
+  t.same(check(storage, 'all').said, ['warning feature', 'corruption bat-range', 'warning in-use'])
   const after = Buffer.alloc(4 * CLUSTER)
   storage.read(after, 0, after.length, 0)
   t.ok(after.equals(before))
