@@ -1,21 +1,14 @@
 /** How a mount ends: umount by us and by others, busy, signals, the foreground, a killed server. */
 
-import { closeSync, existsSync, openSync, readFileSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { isAlive, startTime } from '../../lib/mount/processes.js'
 import { mount as mountDirectly } from '../../lib/native/mount.js'
-import {
-  attachLoop,
-  isMounted,
-  listedAt,
-  mountDevice,
-  mountImage,
-  mountpointFor,
-  type TestMount,
-} from '../support/mounts.js'
+import { attachLoop, isMounted, listedAt, mountDevice, mountpointFor, type TestMount } from '../support/mounts.js'
+import { isGone as isEnded, mountRaw, rawImage, scribble, written } from '../support/raw-mounts.js'
 import { must, start, startVdiskfs, until, vdiskfs, vdiskfsMust } from '../support/run.js'
-import { type TestCase, temporaryFolder } from '../support/temp.js'
+import type { TestCase } from '../support/temp.js'
 import { overTransports } from '../support/transports.js'
 
 const MiB = 1 << 20
@@ -23,29 +16,9 @@ const MiB = 1 << 20
 // Many programs are started here, one after the other, and some of them wait for two seconds.
 t.setTimeout(400_000)
 
-function rawImage(t: TestCase): string {
-  const path = join(temporaryFolder(t), 'disk.img')
-  writeFileSync(path, '')
-  truncateSync(path, 16 * MiB)
-  return path
-}
-
-const mountRaw = (t: TestCase) => mountImage(t, rawImage(t), ['--format', 'raw'])
-
-/** Writes some bytes without fsync: whoever ends the mount has to commit them. */
-function scribble({ raw }: TestMount, text: string): void {
-  const fd = openSync(raw, 'r+')
-  writeSync(fd, Buffer.from(text), 0, text.length, MiB)
-  closeSync(fd)
-}
-
-const written = ({ image }: TestMount, length: number) => readFileSync(image).toString('latin1', MiB, MiB + length)
-
 /** Nothing is left of a mount: the server has gone, as well as its entry, and qemu gets the lock. */
 function isGone(t: Test, mount: TestMount): void {
-  t.equal(startTime(mount.pid), undefined, 'the server is gone')
-  t.notOk(isMounted(mount.mountpoint))
-  t.equal(listedAt(mount.mountpoint), undefined)
+  isEnded(t, mount)
   must('qemu-io', ['-f', 'raw', '-c', 'write 0 512', mount.image])
 }
 

@@ -1,51 +1,17 @@
 /** Mounts that are hidden, moved, or shown at several places: what is unmounted is ours, or nothing is. */
 
-import {
-  closeSync,
-  existsSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  truncateSync,
-  writeFileSync,
-  writeSync,
-} from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import t, { type Test } from 'tap'
+import t from 'tap'
 import { startTime } from '../../lib/mount/processes.js'
-import { guard, isMounted, listedAt, mountImage, mountpointFor, type TestMount } from '../support/mounts.js'
+import { guard, listedAt, mountpointFor } from '../support/mounts.js'
+import { isGone, mountRaw, rawImage, scribble, written } from '../support/raw-mounts.js'
 import { CLI, must, run, start, until, vdiskfs, vdiskfsMust } from '../support/run.js'
 import { atEnd, type TestCase, temporaryFolder } from '../support/temp.js'
 import { currentTransport, overTransports } from '../support/transports.js'
 
-const MiB = 1 << 20
-
 // Some of it waits for seconds.
 t.setTimeout(400_000)
-
-function rawImage(t: TestCase): string {
-  const path = join(temporaryFolder(t), 'disk.img')
-  writeFileSync(path, '')
-  truncateSync(path, 16 * MiB)
-  return path
-}
-
-const mountRaw = (t: TestCase) => mountImage(t, rawImage(t), ['--format', 'raw'])
-
-/** Writes some bytes without fsync: whoever ends the mount has to commit them. */
-function scribble({ raw }: TestMount, text: string): void {
-  const fd = openSync(raw, 'r+')
-  writeSync(fd, Buffer.from(text), 0, text.length, MiB)
-  closeSync(fd)
-}
-
-const written = ({ image }: TestMount, length: number) => readFileSync(image).toString('latin1', MiB, MiB + length)
-
-function isGone(t: Test, mount: TestMount): void {
-  t.equal(startTime(mount.pid), undefined, 'the server is gone')
-  t.notOk(isMounted(mount.mountpoint))
-  t.equal(listedAt(mount.mountpoint), undefined)
-}
 
 /** Mounts something else over a mount point; it is taken away with the test. */
 function mountOver(t: TestCase, mountpoint: string): string {
