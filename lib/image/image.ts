@@ -102,11 +102,12 @@ export class Image {
 
   /**
    * Writes `length` bytes of `buffer` from index `at` on to the disk at `offset`. Not durable before `flush`.
+   * @param past the host's cache need not keep it
    * @throws RANGE beyond the end, READ_ONLY, NO_SPACE, IO, CORRUPT
    */
-  write(buffer: Uint8Array, at: number, length: number, offset: number): void {
+  write(buffer: Uint8Array, at: number, length: number, offset: number, past = false): void {
     this.#checkWrite(length, offset)
-    this.#writer.write(buffer, at, length, offset)
+    this.#writer.write(buffer, at, length, offset, past)
   }
 
   /** True where `writeEncoded` encodes: the format can compress. */
@@ -150,6 +151,14 @@ export class Image {
   async writeBack(): Promise<void> {
     const files = this.readOnly ? [] : this.#shape.layers[0]!.files
     await Promise.all(files.map((file) => this.#files[file]!.storage.writeBack?.()))
+  }
+
+  /**
+   * Where syncs come often, what this thread writes is brought to the disk early. From now on `ask` is called when it is
+   * time for that, by whoever wrote, and somebody else is to call `writeBack`.
+   */
+  delegateWriteBack(ask: () => void): void {
+    this.#metadata.writeBack.delegate(ask)
   }
 
   /** True where `flush` would have something to do. */

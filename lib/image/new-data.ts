@@ -45,7 +45,7 @@ export class NewData {
    * Allocates for the first of these bytes, and as many more as go with them, and writes them; zeros where `buffer` is
    * undefined. @returns how many bytes were written: 0 where somebody else allocated them meanwhile.
    */
-  write(buffer: Uint8Array | undefined, at: number, length: number, offset: number): number {
+  write(buffer: Uint8Array | undefined, at: number, length: number, offset: number, past = false): number {
     const driver = this.#top
     if (!driver.allocate)
       throw new VdiskError('INTERNAL', 'the format maps bytes that it cannot write', { path: this.#path })
@@ -54,7 +54,7 @@ export class NewData {
       if (e.kind === Kind.DATA && e.writable && this.#reader.depth === 0) return 0
       this.#allocation.encoded = 0
       this.#allocate(() => driver.allocate!(offset, length, this.#allocation))
-      return this.#fill(buffer, at, length, offset)
+      return this.#fill(buffer, at, length, offset, past)
     })
   }
 
@@ -86,7 +86,7 @@ export class NewData {
   }
 
   /** Writes the data of the allocation, with what surrounds it, and publishes it. */
-  #fill(buffer: Uint8Array | undefined, at: number, length: number, offset: number): number {
+  #fill(buffer: Uint8Array | undefined, at: number, length: number, offset: number, past: boolean): number {
     const metadata = this.#metadata
     const driver = this.#top
     const a = this.#allocation
@@ -95,7 +95,7 @@ export class NewData {
     try {
       driver.prepare?.(a)
       if (this.#encrypted) this.#placeEncrypted(this.#encrypted, buffer, at, offset, end)
-      else this.#place(buffer, at, offset, end)
+      else this.#place(buffer, at, offset, end, past)
       metadata.wrote(a.file)
       metadata.exclusive(() => driver.publish!(a))
     } catch (error) {
@@ -106,12 +106,15 @@ export class NewData {
   }
 
   /** Puts the guest bytes [offset, end) at their place in the allocation, and around them what is there now. */
-  #place(buffer: Uint8Array | undefined, at: number, offset: number, end: number): void {
+  #place(buffer: Uint8Array | undefined, at: number, offset: number, end: number, past: boolean): void {
     const a = this.#allocation
     const { storage } = this.#files[a.file]!
+    const host = a.offset + (offset - a.guest)
     this.#copyOld(a.guest, offset)
-    if (buffer) storage.write(buffer, at, end - offset, a.offset + (offset - a.guest))
-    else if (!a.zeroed) storage.zero(a.offset + (offset - a.guest), end - offset)
+    if (!buffer) {
+      if (!a.zeroed) storage.zero(host, end - offset)
+    } else if (past && storage.writePast) storage.writePast(buffer, at, end - offset, host)
+    else storage.write(buffer, at, end - offset, host)
     this.#copyOld(end, a.guest + a.length)
   }
 

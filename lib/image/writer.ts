@@ -32,11 +32,11 @@ export class Writer {
   }
 
   /** As `Image.write`. */
-  write(buffer: Uint8Array, at: number, length: number, offset: number): void {
+  write(buffer: Uint8Array, at: number, length: number, offset: number, past = false): void {
     if (this.#top.record) this.#changes.record(offset, length)
     for (let done = 0; done < length; ) {
-      done += this.#overwrite(buffer, at + done, length - done, offset + done)
-      if (done < length) done += this.#newData.write(buffer, at + done, length - done, offset + done)
+      done += this.#overwrite(buffer, at + done, length - done, offset + done, past)
+      if (done < length) done += this.#newData.write(buffer, at + done, length - done, offset + done, past)
     }
     this.#metadata.writeBack.written(length)
   }
@@ -58,7 +58,7 @@ export class Writer {
   }
 
   /** Writes what can be written in place, from the beginning on. @returns how many bytes that was. */
-  #overwrite(buffer: Uint8Array, at: number, length: number, offset: number): number {
+  #overwrite(buffer: Uint8Array, at: number, length: number, offset: number, past: boolean): number {
     const { epochs } = this.#metadata
     if (this.#encrypted) return this.#overwriteEncrypted(this.#encrypted, buffer, at, length, offset)
     let done = 0
@@ -67,7 +67,7 @@ export class Writer {
       while (done < length) {
         const e = this.#reader.locate(offset + done, length - done)
         if (e.kind !== Kind.DATA || !e.writable || this.#reader.depth !== 0) break
-        this.#inTurn(buffer, at + done, e)
+        this.#inTurn(buffer, at + done, e, past)
         done += e.length
       }
     } finally {
@@ -76,12 +76,13 @@ export class Writer {
     return done
   }
 
-  #inTurn(buffer: Uint8Array, at: number, { file, length, offset }: Extent): void {
+  #inTurn(buffer: Uint8Array, at: number, { file, length, offset }: Extent, past: boolean): void {
     const { turns } = this.#metadata
     const { storage } = this.#files[file]!
     turns.take(file)
     try {
-      storage.write(buffer, at, length, offset)
+      if (past && storage.writePast) storage.writePast(buffer, at, length, offset)
+      else storage.write(buffer, at, length, offset)
     } finally {
       turns.give(file)
     }

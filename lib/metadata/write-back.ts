@@ -13,14 +13,25 @@ const SECTOR_SHIFT = 9
 const OFTEN = 2 ** 17
 /** Then write-back begins whenever so much was written: 2 to this power sectors, 1 MiB. */
 const EARLY_SHIFT = 11
+/** And where another thread does it, so that nobody waits for that: 256 KiB. */
+const DELEGATED_SHIFT = 9
 
 export class WriteBack {
   readonly #control: SharedViews['control']
-  readonly #writable: readonly FileRef[]
+  #start: () => void
+  #shift = EARLY_SHIFT
 
   constructor(control: SharedViews['control'], writable: readonly FileRef[]) {
     this.#control = control
-    this.#writable = writable
+    this.#start = () => {
+      for (const { storage } of writable) storage.startWriteBack?.()
+    }
+  }
+
+  /** From now on `start` is called instead of beginning here: somebody else begins. */
+  delegate(start: () => void): void {
+    this.#start = start
+    this.#shift = DELEGATED_SHIFT
   }
 
   /**
@@ -31,8 +42,8 @@ export class WriteBack {
     const c = this.#control
     const before = Atomics.add(c, Control.WRITTEN, bytes >> SECTOR_SHIFT)
     if (c[Control.SYNCED_OFTEN] === 0 || before > OFTEN) return
-    if (before >> EARLY_SHIFT === (before + (bytes >> SECTOR_SHIFT)) >> EARLY_SHIFT) return
-    for (const { storage } of this.#writable) storage.startWriteBack?.()
+    const shift = this.#shift
+    if (before >> shift !== (before + (bytes >> SECTOR_SHIFT)) >> shift) this.#start()
   }
 
   /** A commit begins. One before which nobody wrote, such as the one that marks an image as open, tells nothing. */

@@ -1,6 +1,7 @@
 /** A mount over the kernel transport: the device mounted, and a pool of worker threads over the image. */
 
 import { closeSync } from 'node:fs'
+import type { Image } from '../image/image.js'
 import type { KernelMount } from '../transports/kernel/mounting.js'
 import type { CachePolicy } from '../transports/kernel/opens.js'
 import { WorkerPool } from '../transports/kernel/pool.js'
@@ -57,7 +58,25 @@ function startPool(mount: KernelMount, { image, tree, options, workerDied }: Ser
     initial: Math.min(INITIAL_WORKERS, max),
     max,
     onDeath: workerDied,
+    onMessage: writeBackOf(image),
   })
+}
+
+/** A function that has what was written brought to the disk; one that is called meanwhile has it done once more. */
+function writeBackOf(image: Image): () => void {
+  let running = false
+  let again = false
+  return async function begin() {
+    again = running
+    if (running) return
+    running = true
+    try {
+      await image.writeBack()
+    } finally {
+      running = false
+    }
+    if (again) await begin()
+  }
 }
 
 /**

@@ -170,13 +170,13 @@ export class ImageTree implements FileTree {
     return offset + length <= window.length && this.#image.lend(length, window.start + offset, pieces, use)
   }
 
-  write(inode: number, buffer: Uint8Array, at: number, length: number, offset: number): number {
+  write(inode: number, buffer: Uint8Array, at: number, length: number, offset: number, past = false): number {
     const window = this.#changing(inode)
     if (length === 0) return 0
     if (offset >= window.length)
       throw new VdiskError('RANGE', `${this.#image.path}: byte ${offset} is behind the end of the disk`)
     const count = Math.min(length, window.length - offset)
-    this.#image.write(buffer, at, count, window.start + offset)
+    this.#image.write(buffer, at, count, window.start + offset, past)
     this.#settings.mtimeMs[0] = Date.now()
     return count
   }

@@ -1,6 +1,6 @@
 /** What a worker thread of the kernel transport runs: its own view of the image, shown as files, served until the end. */
 
-import { workerData } from 'node:worker_threads'
+import { parentPort, workerData } from 'node:worker_threads'
 import { attachImage } from '../image/attach.js'
 import type { ImageHandle } from '../image/stack.js'
 import { serve, type WorkerContext } from '../transports/kernel/device.js'
@@ -12,5 +12,8 @@ export interface WorkerSetup {
   readonly tree: TreeSettings
 }
 
-const { image, tree, transport } = workerData as WorkerSetup & { readonly transport: WorkerContext }
-serve(transport, new ImageTree(await attachImage(image, transport.thread), tree))
+const { image: handle, tree, transport } = workerData as WorkerSetup & { readonly transport: WorkerContext }
+const image = await attachImage(handle, transport.thread)
+// The only thing that it ever asks the main thread for.
+image.delegateWriteBack(() => parentPort?.postMessage('write back'))
+serve(transport, new ImageTree(image, tree))

@@ -3,7 +3,20 @@
  * All throw a SystemCallError and say nothing about paths; `storage/` puts them in the project's terms.
  */
 
-import { fallocate, fcntl, lseek, type SystemCallError, syncFileRange, syncFileRangeAsync } from './libc.js'
+import { endianness } from 'node:os'
+import {
+  addressOf,
+  declareLibc,
+  fallocate,
+  fcntl,
+  ioctl,
+  lseek,
+  type SystemCallError,
+  syncFileRange,
+  syncFileRangeAsync,
+} from './libc.js'
+
+const LITTLE_ENDIAN = endianness() === 'LE'
 
 // fallocate(2)
 const FALLOC_FL_KEEP_SIZE = 0x01
@@ -59,14 +72,55 @@ export function seekEnd(fd: number): number {
 // sync_file_range(2)
 const SYNC_FILE_RANGE_WRITE = 2
 
-/** Begins to write all dirty pages of a file to its disk. Promises nothing. */
-export function beginWriteback(fd: number): void {
-  syncFileRange(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+/** Begins to write dirty pages of a file to its disk: those of a range, or all. Promises nothing. */
+export function beginWriteback(fd: number, offset = 0, length = 0): void {
+  syncFileRange(fd, offset, length, SYNC_FILE_RANGE_WRITE)
 }
 
 /** The same in another thread; never fails. */
 export async function beginWritebackAsync(fd: number): Promise<void> {
   await syncFileRangeAsync(fd, 0, 0, SYNC_FILE_RANGE_WRITE)
+}
+
+const pwritev2 = declareLibc<[fd: number, vector: BigUint64Array, count: 1, offset: number, flags: number]>(
+  'int64_t pwritev2(int fd, void *vector, int count, int64_t offset, int flags)',
+)
+const RWF_DONTCACHE = 0x80
+
+/** A function that writes as pwrite(2) does, but the cache does not keep what is new in it (Linux 6.14). */
+export function makeUncachedWrite(): (
+  fd: number,
+  buffer: Uint8Array,
+  at: number,
+  length: number,
+  offset: number,
+) => number {
+  /** struct iovec. */
+  const vector = new BigUint64Array(2)
+  return (fd, buffer, at, length, offset) => {
+    vector[0] = addressOf(buffer) + BigInt(at)
+    vector[1] = BigInt(length)
+    return pwritev2(fd, vector, 1, offset, RWF_DONTCACHE)
+  }
+}
+
+/** struct fiemap with one struct fiemap_extent. */
+const Fiemap = { start: 0, length: 8, mapped: 20, count: 24, extentFlags: 32 + 40, SIZE: 32 + 56 } as const
+const FS_IOC_FIEMAP = 0xc020660b
+const FIEMAP_EXTENT_UNWRITTEN = 0x800
+
+/** A function that is true where the byte at an offset of a file was never written: a hole, or set aside only. */
+export function makeUnwrittenProbe(): (fd: number, offset: number) => boolean {
+  const map = new DataView(new ArrayBuffer(Fiemap.SIZE))
+  const words = new Uint8Array(map.buffer)
+  return (fd, offset) => {
+    map.setBigUint64(Fiemap.start, BigInt(offset), LITTLE_ENDIAN)
+    map.setBigUint64(Fiemap.length, 1n, LITTLE_ENDIAN)
+    map.setUint32(Fiemap.count, 1, LITTLE_ENDIAN)
+    ioctl(fd, FS_IOC_FIEMAP, words)
+    if (map.getUint32(Fiemap.mapped, LITTLE_ENDIAN) === 0) return true
+    return (map.getUint32(Fiemap.extentFlags, LITTLE_ENDIAN) & FIEMAP_EXTENT_UNWRITTEN) !== 0
+  }
 }
 
 // fcntl(2), "Open file description locks"

@@ -40,6 +40,12 @@ export interface Storage {
   /** Writes `length` bytes of `buffer` from index `at` on to `offset`. All or an error. Grows the storage if need be. */
   write(buffer: Uint8Array, at: number, length: number, offset: number): void
 
+  /**
+   * As `write`, for data that nobody is expected to read soon. What is new in the file goes to the disk at once, and does
+   * not stay in the host's cache, where the host can do that. Promises nothing about either.
+   */
+  writePast?(buffer: Uint8Array, at: number, length: number, offset: number): void
+
   /** Size in bytes. Of a block device: the device's. */
   size(): number
 

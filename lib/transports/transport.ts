@@ -63,8 +63,11 @@ export interface FileTree {
    * nothing was done then, and `read` must be called.
    */
   lend?(inode: number, length: number, offset: number, pieces: Pieces, use: () => boolean): boolean
-  /** Writes; returns the bytes taken: fewer than `length` only at the file's end. Throws RANGE where `offset` is there. */
-  write(inode: number, buffer: Uint8Array, at: number, length: number, offset: number): number
+  /**
+   * Writes; returns the bytes taken: fewer than `length` only at the file's end. Throws RANGE where `offset` is there.
+   * `past`: who writes wants no cache to keep it.
+   */
+  write(inode: number, buffer: Uint8Array, at: number, length: number, offset: number, past?: boolean): number
   /** Makes a range read as zeros; with `unmap` its space is given back where that is possible. Clipped to the file. */
   zero(inode: number, offset: number, length: number, unmap: boolean): void
   /** SEEK_DATA (`data`) or SEEK_HOLE from `offset`; -1 where there is none (ENXIO). The end counts as a hole. */

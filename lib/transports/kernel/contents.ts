@@ -3,7 +3,7 @@
 import { constants } from 'node:os'
 import { RequestKind } from '../statistics.js'
 import type { FileTree } from '../transport.js'
-import { isSynchronous, openFlags, opensForWriting } from './opens.js'
+import { isDirect, isSynchronous, openFlags, opensForWriting } from './opens.js'
 import { DONE, NO_REPLY, type OperationTable } from './operation.js'
 import {
   FallocateIn,
@@ -63,10 +63,11 @@ function write(session: Session, length: number): number {
   const size = request.u32(WriteIn.size)
   if (size !== length - WriteIn.SIZE || !isRange(offset, size)) return -EINVAL
   if (session.tree.readOnly) return -EROFS
-  const written = session.tree.write(session.node, request.bytes, WriteIn.SIZE, size, offset)
+  const flags = request.u32(WriteIn.flags)
+  const written = session.tree.write(session.node, request.bytes, WriteIn.SIZE, size, offset, isDirect(flags))
   session.moved = written
   // Of cached files only, the kernel asks for an FSYNC behind a write with O_SYNC, O_DSYNC or RWF_DSYNC.
-  if (session.cachePolicy === 'direct' && isSynchronous(request.u32(WriteIn.flags))) {
+  if (session.cachePolicy === 'direct' && isSynchronous(flags)) {
     const errno = session.flush()
     if (errno !== 0) return -errno
   }

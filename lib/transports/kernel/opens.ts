@@ -13,6 +13,9 @@ export const opensForWriting = (flags: number): boolean =>
 /** True where the flags of an open file, or of one write, ask for data to be durable when a write returns. */
 export const isSynchronous = (flags: number): boolean => (flags & constants.O_DSYNC) !== 0
 
+/** True where the flags of one write say that its program opened the file with O_DIRECT. */
+export const isDirect = (flags: number): boolean => (flags & constants.O_DIRECT) !== 0
+
 /**
  * How the kernel is to treat the pages of an open file.
  *

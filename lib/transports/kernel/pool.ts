@@ -36,6 +36,8 @@ export interface PoolOptions {
   readonly patience?: number | undefined
   /** A worker died. Called before it is replaced, when nothing runs under its number any more. */
   readonly onDeath?: ((thread: number, reason: Error) => void) | undefined
+  /** The module that a worker runs posted a message of its own. */
+  readonly onMessage?: (() => void) | undefined
 }
 
 const DEFAULT_INITIAL = 2
@@ -145,7 +147,10 @@ export class WorkerPool {
     trace('worker %d starts', thread)
     return new Promise((resolve, reject) => {
       worker.on('message', (message) => {
-        if (message !== SERVING) return
+        if (message !== SERVING) {
+          this.#options.onMessage?.()
+          return
+        }
         running.serving = true
         this.#failedStarts = 0
         resolve()
