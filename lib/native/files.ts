@@ -3,7 +3,7 @@
  * All throw a SystemCallError and say nothing about paths; `storage/` puts them in the project's terms.
  */
 
-import { endianness } from 'node:os'
+import { endianness, release } from 'node:os'
 import {
   addressOf,
   declareLibc,
@@ -87,7 +87,16 @@ const pwritev2 = declareLibc<[fd: number, vector: BigUint64Array, count: 1, offs
 )
 const RWF_DONTCACHE = 0x80
 
-/** A function that writes as pwrite(2) does, but the cache does not keep what is new in it (Linux 6.14). */
+/** Linux has it since 6.14, and without what was wrong with it (folios made dirty again meanwhile) since 6.16. */
+export function hasUncachedWrites(kernel: string = release()): boolean {
+  const [major = 0, minor = 0] = kernel.split('.').map(Number.parseFloat)
+  return major > 6 || (major === 6 && minor >= 16)
+}
+
+/**
+ * A function that writes as pwrite(2) does, sends it to the disk at once, and leaves nothing in the cache that was not
+ * there before: uncached buffered I/O. It can fail in ways that pwrite(2) does not.
+ */
 export function makeUncachedWrite(): (
   fd: number,
   buffer: Uint8Array,

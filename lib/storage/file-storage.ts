@@ -7,6 +7,7 @@ import { closeSync, fdatasyncSync, fstatSync, ftruncateSync, readSync, writeSync
 import {
   beginWriteback,
   beginWritebackAsync,
+  hasUncachedWrites,
   makeUncachedWrite,
   makeUnwrittenProbe,
   preallocate,
@@ -48,7 +49,7 @@ export class FileStorage implements Storage {
   #canZero = true
   #canWriteBack = true
   #canProbe = true
-  #canPass = true
+  #canPass = hasUncachedWrites()
 
   /**
    * @param owned false for the view of another thread: `close` then leaves the descriptor open.

@@ -367,6 +367,48 @@ t.test('the host is told early to write back where syncs come often, and only th
   image.close()
 })
 
+t.test('somebody else brings data to the disk early, who is asked more often', async (t) => {
+  const KiB = 1024
+  let here = 0
+  let asked = 0
+  const storage = MemoryStorage.create({ maxSize: 128 * KiB * KiB })
+  storage.truncate(128 * KiB * KiB)
+  const image = openStorages([Object.assign(storage, { startWriteBack: () => here++ })], { format: 'raw' })
+  image.delegateWriteBack(() => asked++)
+  const write = (count: number) => {
+    for (let i = 0; i < count; i++) image.write(new Uint8Array(128 * KiB), 0, 128 * KiB, i * 128 * KiB)
+    return asked
+  }
+  t.equal(write(8), 0, 'no sync yet')
+  image.flush()
+  t.equal(write(8), 4, 'once 256 KiB')
+  t.equal(here, 0)
+  image.close()
+})
+
+t.test('what need not stay in the cache is said to the storage, of new data and old', async (t) => {
+  const past: string[] = []
+  const passing = (storage: Storage) =>
+    Object.assign(storage, {
+      writePast: (buffer: Uint8Array, at: number, length: number, offset: number) => {
+        past.push(`${length} at ${offset}`)
+        storage.write(buffer, at, length, offset)
+      },
+    })
+  const image = openStorages([passing(makeImage('image', [filled(1), 'absent', filled(3)]))])
+  image.write(filled(7, 3 * BLOCK), 0, 3 * BLOCK, 0, true)
+  t.same(past.length, 3)
+  t.same(
+    past.map((call) => call.split(' ')[0]),
+    ['4096', '4096', '4096'],
+  )
+  t.equal(runs(read(image)), `7*${3 * BLOCK}`)
+  past.length = 0
+  image.write(filled(8, 3 * BLOCK), 0, 3 * BLOCK, 0)
+  t.same(past, [], 'and only where it is said')
+  t.equal(runs(read(image)), `8*${3 * BLOCK}`)
+})
+
 t.test('free space that an attempt to begin found before it failed is given out once', async (t) => {
   const { image } = open(['absent'])
   found.gap = [64 * BLOCK, BLOCK]

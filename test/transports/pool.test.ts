@@ -20,6 +20,7 @@ function setUp(
   const starts = new Int32Array(new SharedArrayBuffer(20 * 4))
   const command = new Int32Array(new SharedArrayBuffer(20 * 4))
   const deaths: [number, string][] = []
+  const heard = { messages: 0 }
   const job: PoolJob = {
     starts: starts.buffer as SharedArrayBuffer,
     command: command.buffer as SharedArrayBuffer,
@@ -33,6 +34,7 @@ function setUp(
     initial,
     patience,
     onDeath: (thread, reason) => deaths.push([thread, reason.message]),
+    onMessage: () => heard.messages++,
   })
   const tell = (thread: number, what: number) => {
     Atomics.store(command, thread, what)
@@ -42,7 +44,7 @@ function setUp(
   const until = async (condition: () => boolean) => {
     while (!condition()) await sleep(5)
   }
-  return { pool, fd, starts, command, deaths, tell, answers, until }
+  return { pool, fd, starts, command, deaths, heard, tell, answers, until }
 }
 
 t.test('a worker that dies in a request: EIO in its place, and another worker', async (t) => {
@@ -59,6 +61,17 @@ t.test('a worker that dies in a request: EIO in its place, and another worker', 
   tell(2, 3)
   await pool.ended
   t.equal(pool.size, 0)
+})
+
+t.test('what a worker posts is passed on', async (t) => {
+  const { pool, heard, tell, until } = setUp(t)
+  await pool.start()
+  t.equal(heard.messages, 0)
+  tell(2, 7)
+  await until(() => heard.messages === 1)
+  for (const thread of [1, 2]) tell(thread, 3)
+  await pool.ended
+  t.equal(heard.messages, 1)
 })
 
 t.test('one that dies between requests owes no answer', async (t) => {

@@ -247,6 +247,15 @@ t.test('WRITE', async (t) => {
   t.equal(readOnly.exchange(request(16, 2, `${write('0000000000000000', '01000000')} 61`)), failed(EROFS))
 })
 
+t.test('a WRITE of a program that opened with O_DIRECT is said to be one', async (t) => {
+  const { exchange, tree } = bench()
+  const put = (flags: string) => exchange(request(16, 2, `${write('0000000000000000', '01000000', flags)} 61`))
+  put('01800000')
+  t.equal(tree.control[Control.PAST], 0, 'O_WRONLY')
+  put('01c00000')
+  t.equal(tree.control[Control.PAST], 1, 'O_DIRECT')
+})
+
 t.test('a WRITE that is to be durable is, where the kernel sends no FSYNC behind it', async (t) => {
   const flushes = ({ tree }: Bench) => tree.control[Control.FLUSHES]
   const put = (flags: string) => request(16, 2, `${write('0000000000000000', '01000000', flags)} 61`)

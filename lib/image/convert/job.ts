@@ -154,7 +154,7 @@ export class CopyJob {
       this.#source.read(buffer, 0, next - at, at)
       this.#control.add(this.#thread, next - at)
       const write = (from: number, length: number, zero: boolean) => {
-        if (!zero) this.#target.write(buffer, from, length, at + from)
+        if (!zero) this.#target.write(buffer, from, length, at + from, true)
         else if (!blank) this.#target.zero(at + from, length, true)
       }
       if (sparse > 0) eachRun(buffer, next - at, at, Math.min(sparse, MAX_GRANULE), write)
