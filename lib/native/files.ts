@@ -3,7 +3,8 @@
  * All throw a SystemCallError and say nothing about paths; `storage/` puts them in the project's terms.
  */
 
-import { endianness, release } from 'node:os'
+import { endianness } from 'node:os'
+import { kernelIsAtLeast } from './kernel.js'
 import {
   addressOf,
   declareLibc,
@@ -88,10 +89,7 @@ const pwritev2 = declareLibc<[fd: number, vector: BigUint64Array, count: 1, offs
 const RWF_DONTCACHE = 0x80
 
 /** Linux has it since 6.14, and without what was wrong with it (folios made dirty again meanwhile) since 6.16. */
-export function hasUncachedWrites(kernel: string = release()): boolean {
-  const [major = 0, minor = 0] = kernel.split('.').map(Number.parseFloat)
-  return major > 6 || (major === 6 && minor >= 16)
-}
+export const hasUncachedWrites = (): boolean => kernelIsAtLeast(6, 16)
 
 /**
  * A function that writes as pwrite(2) does, sends it to the disk at once, and leaves nothing in the cache that was not

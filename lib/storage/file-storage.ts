@@ -18,8 +18,10 @@ import {
   uninterrupted,
   zeroRange,
 } from '../native/files.js'
+import { hasSlowFolios } from '../native/folios.js'
 import { fromSystem, VdiskError } from '../util/errors.js'
 import { KiB, MiB } from '../util/sizes.js'
+import { SMALL, SmallWrites } from './small-writes.js'
 import type { Storage, StorageHandle } from './storage.js'
 
 const SECTOR = 512
@@ -45,6 +47,7 @@ export class FileStorage implements Storage {
   readonly #owned: boolean
   readonly #device: boolean
   readonly #syncAtClose: boolean
+  readonly #small: SmallWrites | undefined
   #canPunch = true
   #canZero = true
   #canWriteBack = true
@@ -62,6 +65,7 @@ export class FileStorage implements Storage {
     this.#owned = owned
     this.#syncAtClose = syncAtClose
     this.#device = fstatSync(fd).isBlockDevice()
+    this.#small = !readOnly && !this.#device && hasSlowFolios(fd) ? SmallWrites.at(fd) : undefined
   }
 
   get descriptor(): number {
@@ -88,6 +92,7 @@ export class FileStorage implements Storage {
 
   write(buffer: Uint8Array, at: number, length: number, offset: number): void {
     if (this.readOnly) this.#refuse('write')
+    const small = length <= SMALL && this.#small?.begin(offset)
     let done = 0
     while (done < length) {
       try {
@@ -98,6 +103,7 @@ export class FileStorage implements Storage {
         this.#retryOrThrow(error, 'write', offset + done)
       }
     }
+    if (small) this.#small!.end()
   }
 
   writePast(buffer: Uint8Array, at: number, length: number, offset: number): void {

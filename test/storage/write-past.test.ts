@@ -28,20 +28,6 @@ function sparse(t: Test, type: string, size: number) {
   return storage
 }
 
-t.test('kernels that do it right', async (t) => {
-  const kernels = [
-    '5.4.0-212-generic',
-    '6.1.0-9-amd64',
-    '6.14.3',
-    '6.15.9-arch1-1',
-    '6.16.0',
-    '6.18.44',
-    '7.0-rc1',
-    '10.2',
-  ]
-  t.same(kernels.filter(hasUncachedWrites), ['6.16.0', '6.18.44', '7.0-rc1', '10.2'])
-})
-
 const here = hasUncachedWrites() ? {} : { skip: 'needs Linux 6.16' }
 
 for (const type of ['ext4', 'xfs'])
