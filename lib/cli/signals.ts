@@ -1,10 +1,10 @@
 /** Ctrl-C and `kill` of a command that has something to clean up: it is asked to stop, and the exit code says why. */
 
 import { constants } from 'node:os'
+import { ENDING_SIGNALS } from '../util/signals.js'
 
 /** The shell's: 128 and the number of the signal. */
 const SIGNALLED = 128
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
 
 export interface Interruption {
   readonly signal: AbortSignal
@@ -18,8 +18,8 @@ export interface Interruption {
  */
 export async function interruptible(work: (interruption: Interruption) => Promise<number>): Promise<number> {
   const abort = new AbortController()
-  let received: (typeof SIGNALS)[number] | undefined
-  const handlers = SIGNALS.map((name) => {
+  let received: (typeof ENDING_SIGNALS)[number] | undefined
+  const handlers = ENDING_SIGNALS.map((name) => {
     const handler = () => {
       received ??= name
       abort.abort()

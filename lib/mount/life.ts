@@ -8,6 +8,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Image } from '../image/image.js'
 import { WaitedTooLong } from '../metadata/lock.js'
 import { VdiskError } from '../util/errors.js'
+import { ENDING_SIGNALS } from '../util/signals.js'
 import { makeTrace } from '../util/trace.js'
 import type { Attachment } from './attachment.js'
 import { describePlaces, placeOf } from './places.js'
@@ -24,7 +25,6 @@ const trace = makeTrace('mount')
 const COMMIT_INTERVAL = 5_000
 /** After so long in which a connection did not end, it is looked at who has it. */
 const END_PATIENCE = 5_000
-const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const
 
 export class LiveMount {
   readonly #image: Image
@@ -66,7 +66,7 @@ export class LiveMount {
   async begin(tree: TreeSettings): Promise<void> {
     const { mountpoint, options } = this.#entry
     // From before the mount on, so that a signal cannot leave it behind without its server.
-    for (const signal of SIGNALS) process.on(signal, this.#onSignal)
+    for (const signal of ENDING_SIGNALS) process.on(signal, this.#onSignal)
     process.on(STATISTICS_SIGNAL, this.#onQuestion)
     process.on('uncaughtException', this.#onError)
     try {
@@ -135,7 +135,7 @@ export class LiveMount {
   }
 
   #unlisten(): void {
-    for (const signal of SIGNALS) process.off(signal, this.#onSignal)
+    for (const signal of ENDING_SIGNALS) process.off(signal, this.#onSignal)
     process.off(STATISTICS_SIGNAL, this.#onQuestion)
     process.off('uncaughtException', this.#onError)
   }

@@ -9,6 +9,7 @@ import type { Image } from '../image/image.js'
 import { type OpenOptions, openImage } from '../image/open.js'
 import { openOverlay, temporaryFolder } from '../image/overlay.js'
 import { type PartitionTable, readPartitionTable } from '../partitions/table.js'
+import { holdSignals } from '../util/signals.js'
 import { Attachment } from './attachment.js'
 import { LiveMount } from './life.js'
 import { prepareMountpoint, refuseHiding } from './mountpoint.js'
@@ -53,15 +54,20 @@ export interface Listener {
 export async function runServer(config: ServerConfig, listener: Listener): Promise<void> {
   const transport = await findTransport(config.options.transport)
   const attached = config.mountpoint === undefined
-  const mountpoint = attached
-    ? makePrivate(config.image)
-    : await prepareMountpoint(config.mountpoint, transport, listener.warning)
+  const release = holdSignals()
   let mount: LiveMount
   try {
-    mount = await begin(config, mountpoint, transport, listener)
-  } catch (error) {
-    if (attached) removePrivate(mountpoint)
-    throw error
+    const mountpoint = attached
+      ? makePrivate(config.image)
+      : await prepareMountpoint(config.mountpoint, transport, listener.warning)
+    try {
+      mount = await begin(config, mountpoint, transport, listener)
+    } catch (error) {
+      if (attached) removePrivate(mountpoint)
+      throw error
+    }
+  } finally {
+    release()
   }
   await mount.live()
 }

@@ -8,6 +8,7 @@ import type { Readable } from 'node:stream'
 import { fileURLToPath } from 'node:url'
 import { entryPoint } from '../util/entry.js'
 import { VdiskError } from '../util/errors.js'
+import { ENDING_SIGNALS } from '../util/signals.js'
 import { makeTrace } from '../util/trace.js'
 import { newLogPath, type RegistryEntry } from './registry.js'
 import { decodeMessages, type Message } from './report.js'
@@ -60,8 +61,6 @@ export async function startMount(request: MountRequest, warn: (message: string) 
  */
 const COMPILERS = Math.max(1, Math.min(4, availableParallelism() - 1))
 
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const
-
 /**
  * Starts the server and waits until it is ready, which it says by closing its end of the pipe, or has ended. Its warnings
  * are handed on as they come: an image may take its time. It has a session of its own, so that Ctrl-C has to be handed on.
@@ -85,7 +84,7 @@ async function runChild(config: ServerConfig, log: number, warn: (message: strin
     stopped ??= signal
     child.kill(signal)
   }
-  for (const signal of SIGNALS) process.on(signal, stop)
+  for (const signal of ENDING_SIGNALS) process.on(signal, stop)
   try {
     child.stdin!.on('error', (error) => trace('the server did not read its configuration: %O', error))
     child.stdin!.end(JSON.stringify(config))
@@ -103,6 +102,6 @@ async function runChild(config: ServerConfig, log: number, warn: (message: strin
     child.unref()
     return { messages, ending, stopped }
   } finally {
-    for (const signal of SIGNALS) process.off(signal, stop)
+    for (const signal of ENDING_SIGNALS) process.off(signal, stop)
   }
 }

@@ -1,16 +1,15 @@
 /** Folios: the pieces in which the kernel keeps a file in its cache. */
 
 import { statfsSync } from 'node:fs'
+import { beginWriteback } from './files.js'
 import { kernelIsAtLeast } from './kernel.js'
-import { declareLibc, syncFileRange } from './libc.js'
+import { declareLibc } from './libc.js'
+import { giveWay } from './scheduling.js'
 
 const mmap = declareLibc<[at: 0, length: number, protection: number, flags: number, fd: number, offset: number]>(
   'int64_t mmap(uintptr_t at, size_t length, int protection, int flags, int fd, int64_t offset)',
 )
 const munmap = declareLibc<[address: number, length: number]>('int munmap(uintptr_t address, size_t length)')
-const mincore = declareLibc<[address: number, length: number, resident: Uint8Array]>(
-  'int mincore(uintptr_t address, size_t length, void *resident)',
-)
 const madvise = declareLibc<[address: number, length: number, advice: number]>(
   'int madvise(uintptr_t address, size_t length, int advice)',
 )
@@ -21,7 +20,23 @@ const MAP_SHARED = 1
 const MADV_COLD = 20
 const MADV_POPULATE_READ = 22
 
-const resident = new Uint8Array(1)
+const cachestat = declareLibc<
+  [number: typeof SYS_CACHESTAT, fd: number, range: BigUint64Array, stat: BigUint64Array, flags: 0]
+>('int64_t syscall(int64_t number, int fd, void *range, void *stat, unsigned int flags)')
+
+/** Linux 6.5; the same on all machines. The C library has no function for it. */
+const SYS_CACHESTAT = 451
+/** struct cachestat_range. */
+const range = new BigUint64Array(2)
+/** struct cachestat: pages that are there, dirty, being written out, and others. */
+const stat = new BigUint64Array(5)
+
+/** Counts the pages of a range that are in the cache: in `stat`. */
+function count(fd: number, offset: number, length: number): void {
+  range[0] = BigInt(offset)
+  range[1] = BigInt(length)
+  cachestat(SYS_CACHESTAT, fd, range, stat, 0)
+}
 
 /**
  * Splits the folio that holds the byte at `offset` of a file into pages, where it is in the cache and nothing of it is dirty:
@@ -29,10 +44,11 @@ const resident = new Uint8Array(1)
  */
 export function splitFolio(fd: number, offset: number): void {
   try {
-    const address = mmap(0, PAGE, PROT_READ, MAP_SHARED, fd, offset - (offset % PAGE))
+    const page = offset - (offset % PAGE)
+    count(fd, page, PAGE)
+    if (stat[0] === 0n) return
+    const address = mmap(0, PAGE, PROT_READ, MAP_SHARED, fd, page)
     try {
-      mincore(address, PAGE, resident)
-      if ((resident[0]! & 1) === 0) return
       // Into the page table without touching it: behind the end of the file that would be a SIGBUS, and here it is EFAULT.
       madvise(address, PAGE, MADV_POPULATE_READ)
       madvise(address, PAGE, MADV_COLD)
@@ -44,15 +60,24 @@ export function splitFolio(fd: number, offset: number): void {
   }
 }
 
-// sync_file_range(2): SYNC_FILE_RANGE_WAIT_BEFORE, WRITE and WAIT_AFTER
-const WRITE_AND_WAIT = 7
+/** How long `writeOut` waits. Milliseconds. */
+const PATIENCE_MS = 2
 
-/** Writes out what is dirty in a range, and waits for it. Promises nothing; a sync tells what went wrong. */
+/**
+ * Writes out what is dirty in a range, and waits for it, but not for long. Promises nothing: a sync tells what went wrong. The
+ * waits of sync_file_range(2) would take that word away from it, as an error is told once for each open file.
+ */
 export function writeOut(fd: number, offset: number, length: number): void {
   try {
-    syncFileRange(fd, offset, length, WRITE_AND_WAIT)
+    beginWriteback(fd, offset, length)
+    const end = performance.now() + PATIENCE_MS
+    for (;;) {
+      count(fd, offset, length)
+      if ((stat[1] === 0n && stat[2] === 0n) || performance.now() > end) return
+      giveWay()
+    }
   } catch {
-    // As a sync will say.
+    // Whatever it is, it is not needed.
   }
 }
 

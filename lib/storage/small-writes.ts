@@ -41,7 +41,7 @@ export interface FolioMeans {
   readonly now: () => number
   /** Splits the folio that holds the byte at `offset`, where it is clean. */
   readonly split: (offset: number) => void
-  /** Writes out what is dirty in a range, and waits for it. */
+  /** Writes out what is dirty in a range, and waits for it, but not for long. */
   readonly writeOut: (offset: number, length: number) => void
 }
 

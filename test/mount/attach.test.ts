@@ -295,6 +295,22 @@ t.test('attach interrupted: nothing is left, or what detach ends; it can be repe
   }
 })
 
+t.test('attach interrupted while the image is being opened: no folder is left', needsMounts, async (t) => {
+  const path = image(t)
+  const secret = join(temporaryFolder(t), 'secret')
+  writeFileSync(secret, 'geheim')
+  // A key that takes a second to derive.
+  const options = ['-o', 'encrypt.format=luks,encrypt.iter-time=1000', '--secret', secret]
+  rmSync(path)
+  vdiskfsMust(['create', '-q', '-f', 'qcow2', ...options, path, '64M'])
+  const command = startVdiskfs(t, ['attach', '--secret', secret, path])
+  await until('the server has begun', () => foldersOf(path).length > 0)
+  command.child.kill('SIGTERM')
+  await command.ended
+  await until('the server has ended', () => attachedTo(path) === undefined && foldersOf(path).length === 0)
+  t.same(loopsOf(path), [])
+})
+
 function tryAttach(path: string): string | undefined {
   const { code, out, err } = vdiskfs(['attach', '--format=raw', path])
   if (code === 0) return out.trim()

@@ -1,10 +1,11 @@
 /** Splitting folios of a real ext4. */
 
-import { closeSync, fsyncSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
+import { closeSync, fdatasyncSync, fsyncSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { hasSlowFolios, splitFolio, writeOut } from '../../lib/native/folios.js'
 import { mountedFileSystem } from '../storage/host.js'
+import { FailingDisk } from '../support/failing-disk.js'
 import { isInLargeFolio, needsLargeFolios } from '../support/page-cache.js'
 import { must } from '../support/run.js'
 import { atEnd, temporaryFolder } from '../support/temp.js'
@@ -52,6 +53,16 @@ t.test('where there is nothing to split nothing happens', needsLargeFolios, asyn
   splitFolio(-1, 0)
   writeOut(-1, 0, 1)
   t.equal(hasSlowFolios(fd), true)
+})
+
+t.test('an error of writing out is left for the sync to tell', needsLargeFolios, async (t) => {
+  const disk = new FailingDisk(t)
+  const fd = openSync(join(disk.folder, 'file'), 'wx+')
+  atEnd(t, () => closeSync(fd))
+  disk.fail()
+  writeSync(fd, Buffer.alloc(8 * MiB, 1))
+  writeOut(fd, 0, 8 * MiB)
+  t.throws(() => fdatasyncSync(fd), { code: /^(EIO|ENOSPC)$/ })
 })
 
 t.test('other file systems have none that matter', needsLargeFolios, async (t) => {
