@@ -113,7 +113,7 @@ export class NewData {
     this.#copyOld(a.guest, offset)
     if (!buffer) {
       if (!a.zeroed) storage.zero(host, end - offset)
-    } else if (past && storage.writePast) storage.writePast(buffer, at, end - offset, host)
+    } else if (storage.writeData) storage.writeData(buffer, at, end - offset, host, past)
     else storage.write(buffer, at, end - offset, host)
     this.#copyOld(end, a.guest + a.length)
   }

@@ -81,7 +81,7 @@ export class Writer {
     const { storage } = this.#files[file]!
     turns.take(file)
     try {
-      if (past && storage.writePast) storage.writePast(buffer, at, length, offset)
+      if (storage.writeData) storage.writeData(buffer, at, length, offset, past)
       else storage.write(buffer, at, length, offset)
     } finally {
       turns.give(file)

@@ -92,7 +92,6 @@ export class FileStorage implements Storage {
 
   write(buffer: Uint8Array, at: number, length: number, offset: number): void {
     if (this.readOnly) this.#refuse('write')
-    const small = length <= SMALL && this.#small?.begin(offset)
     let done = 0
     while (done < length) {
       try {
@@ -103,16 +102,23 @@ export class FileStorage implements Storage {
         this.#retryOrThrow(error, 'write', offset + done)
       }
     }
-    if (small) this.#small!.end()
   }
 
-  writePast(buffer: Uint8Array, at: number, length: number, offset: number): void {
-    let done = 0
-    const past = length >= PAST_LEAST && this.#canProbe && !this.readOnly && this.#unwritten(offset)
-    if (past && this.#canPass) done = this.#pass(buffer, at, length, offset)
+  writeData(buffer: Uint8Array, at: number, length: number, offset: number, past: boolean): void {
+    if (past && length >= PAST_LEAST && this.#canProbe && !this.readOnly && this.#unwritten(offset)) {
+      this.#writePast(buffer, at, length, offset)
+      return
+    }
+    const timed = length <= SMALL && this.#small?.begin(offset)
+    this.write(buffer, at, length, offset)
+    if (timed) this.#small!.end()
+  }
+
+  #writePast(buffer: Uint8Array, at: number, length: number, offset: number): void {
+    const done = this.#canPass ? this.#pass(buffer, at, length, offset) : 0
     if (done === length) return
     this.write(buffer, at + done, length - done, offset + done)
-    if (past) this.startWriteBack(offset, length)
+    this.startWriteBack(offset, length)
   }
 
   /** True where nothing was written yet. */

@@ -19,6 +19,8 @@ const REGION = 512 * 1024
 const REGIONS = 65536
 /** A write into pages takes less. Milliseconds, as all times here. */
 const SLOW_MS = 0.008
+/** Who waits longer does not wait because of a folio. */
+const MOST_LOST_MS = 0.1
 /** What one split takes at least. */
 const SPLIT_MS = 0.15
 /** Slow writes save up to so much for splits. */
@@ -70,7 +72,7 @@ export class SmallWrites {
     })
   }
 
-  /** Before a small write at `offset`. @returns true where `end` is to be called behind it. */
+  /** Before a small write of data at `offset`. @returns true where `end` is to be called behind it. */
   begin(offset: number): boolean {
     if (++this.#writes >= FORGET) this.#forget()
     const region = Math.floor(offset / REGION)
@@ -97,7 +99,7 @@ export class SmallWrites {
     const states = this.#states
     if (this.#split) this.#inVain = fast ? 0 : this.#inVain + 1
     states[this.#at] = fast ? State.FAST : State.WRITTEN
-    if (!fast) this.#saved = Math.min(MOST_SAVED_MS, this.#saved + took)
+    if (!fast) this.#saved = Math.min(MOST_SAVED_MS, this.#saved + Math.min(took, MOST_LOST_MS))
   }
 
   #forget(): void {

@@ -41,10 +41,11 @@ export interface Storage {
   write(buffer: Uint8Array, at: number, length: number, offset: number): void
 
   /**
-   * As `write`, for data that nobody is expected to read soon. What is new in the file goes to the disk at once, and does
-   * not stay in the host's cache, where the host can do that. Promises nothing about either.
+   * As `write`, for a guest's data: how the host's cache is best used for it is looked after.
+   * @param past nobody is expected to read it soon. What is new in the file goes to the disk at once, and does not stay in
+   * the cache, where the host can do that; nothing is promised about either.
    */
-  writePast?(buffer: Uint8Array, at: number, length: number, offset: number): void
+  writeData?(buffer: Uint8Array, at: number, length: number, offset: number, past: boolean): void
 
   /** Size in bytes. Of a block device: the device's. */
   size(): number

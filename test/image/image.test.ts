@@ -390,8 +390,8 @@ t.test('what need not stay in the cache is said to the storage, of new data and 
   const past: string[] = []
   const passing = (storage: Storage) =>
     Object.assign(storage, {
-      writePast: (buffer: Uint8Array, at: number, length: number, offset: number) => {
-        past.push(`${length} at ${offset}`)
+      writeData: (buffer: Uint8Array, at: number, length: number, offset: number, isPast: boolean) => {
+        if (isPast) past.push(`${length} at ${offset}`)
         storage.write(buffer, at, length, offset)
       },
     })

@@ -36,7 +36,7 @@ for (const type of ['ext4', 'xfs'])
     const { path } = storage
     try {
       const bytes = pattern(4 * MiB + 10, 1)
-      storage.writePast(bytes, 10, 4 * MiB, 2 * MiB)
+      storage.writeData(bytes, 10, 4 * MiB, 2 * MiB, true)
       storage.sync()
       // Some pages are kept that the kernel was busy with when their data was on the disk.
       const left = cached(path)
@@ -44,11 +44,11 @@ for (const type of ['ext4', 'xfs'])
       storage.write(bytes, 0, 4 * MiB, 8 * MiB)
       storage.sync()
       t.equal(cached(path) - left, 4 * MiB, 'written otherwise')
-      storage.writePast(bytes, 5, 4 * MiB, 8 * MiB)
+      storage.writeData(bytes, 5, 4 * MiB, 8 * MiB, true)
       storage.sync()
       t.equal(cached(path) - left, 4 * MiB, 'overwritten')
       storage.reserve(12 * MiB, 4 * MiB)
-      storage.writePast(bytes, 0, 4 * MiB, 12 * MiB)
+      storage.writeData(bytes, 0, 4 * MiB, 12 * MiB, true)
       storage.sync()
       t.ok(cached(path) - left < 7 * MiB, 'set aside, and new')
       const disk = Buffer.alloc(16 * MiB)
@@ -64,7 +64,7 @@ for (const type of ['ext4', 'xfs'])
 t.test('small writes go through the cache, as more of them may follow', async (t) => {
   const storage = sparse(t, 'ext4', MiB)
   try {
-    storage.writePast(pattern(65536, 2), 0, 65536, 0)
+    storage.writeData(pattern(65536, 2), 0, 65536, 0, true)
     storage.sync()
     t.equal(cached(storage.path), 65536)
   } finally {
@@ -86,7 +86,7 @@ t.test('any place, any length, from any place of a buffer', async (t) => {
     ] as const
     for (const [start, length, at, offset] of places) {
       const view = new Uint8Array(shared, start)
-      storage.writePast(view, at, length, offset)
+      storage.writeData(view, at, length, offset, true)
       expected.set(view.subarray(at, at + length), offset)
     }
     const end = 38 * MiB + 511 + 262_145
@@ -105,7 +105,7 @@ t.test('a host that cannot do it', async (t) => {
   const storage = openFile(join(folder, 'x.img'), { create: true })
   try {
     const bytes = pattern(MiB, 4)
-    for (const offset of [0, 4 * MiB]) storage.writePast(bytes, 0, MiB, offset)
+    for (const offset of [0, 4 * MiB]) storage.writeData(bytes, 0, MiB, offset, true)
     t.ok(
       readFileSync(storage.path)
         .subarray(4 * MiB)
@@ -125,7 +125,7 @@ t.test('a full file system, and a storage that may not be written', async (t) =>
   try {
     t.throws(
       () => {
-        for (; written < 64; written++) storage.writePast(bytes, 0, MiB, written * MiB)
+        for (; written < 64; written++) storage.writeData(bytes, 0, MiB, written * MiB, true)
       },
       { code: 'NO_SPACE', message: /^cannot write .* at byte \d+: no space left on the device$/ },
     )
@@ -134,7 +134,7 @@ t.test('a full file system, and a storage that may not be written', async (t) =>
     const back = readFileSync(storage.path)
     for (let i = 0; i < written; i++) t.ok(back.subarray(i * MiB, (i + 1) * MiB).equals(bytes), `MiB ${i} is there`)
     const readOnly = openFile(storage.path, { readOnly: true })
-    t.throws(() => readOnly.writePast(bytes, 0, MiB, 100 * MiB), { code: 'READ_ONLY' })
+    t.throws(() => readOnly.writeData(bytes, 0, MiB, 100 * MiB, true), { code: 'READ_ONLY' })
     readOnly.close()
   } finally {
     storage.close()
