@@ -53,29 +53,21 @@ export interface Listener {
  */
 export async function runServer(config: ServerConfig, listener: Listener): Promise<void> {
   const transport = await findTransport(config.options.transport)
-  const attached = config.mountpoint === undefined
-  const release = holdSignals()
-  let mount: LiveMount
-  try {
-    const mountpoint = attached
-      ? makePrivate(config.image)
+  const mountpoint =
+    config.mountpoint === undefined
+      ? undefined
       : await prepareMountpoint(config.mountpoint, transport, listener.warning)
-    try {
-      mount = await begin(config, mountpoint, transport, listener)
-    } catch (error) {
-      if (attached) removePrivate(mountpoint)
-      throw error
-    }
-  } finally {
-    release()
-  }
+  const mount = await begin(config, mountpoint, transport, listener)
   await mount.live()
 }
 
-/** Everything up to the first request. What was done is undone where a part of it fails. */
+/**
+ * Everything up to the first request. What was done is undone where a part of it fails.
+ * @param given where to mount; undefined: in a folder of its own
+ */
 async function begin(
   config: ServerConfig,
-  mountpoint: string,
+  given: string | undefined,
   transport: MountTransport,
   listener: Listener,
 ): Promise<LiveMount> {
@@ -91,7 +83,12 @@ async function begin(
     ...(options.cacheSize === undefined ? {} : { cacheSize: options.cacheSize }),
   })
   let entry: RegistryEntry | undefined
+  let made: string | undefined
+  // Opening may take long, and a signal ends it at once; from here on there is something that must not be left behind.
+  const release = holdSignals()
   try {
+    made = given === undefined ? makePrivate(config.image) : undefined
+    const mountpoint = given ?? made!
     // A temporary overlay has no name any more that could be hidden.
     const named = options.temporary ? image.layers.slice(1) : image.layers
     refuseHiding(
@@ -113,7 +110,10 @@ async function begin(
   } catch (error) {
     image.close()
     if (entry) remove(entry)
+    if (made !== undefined) removePrivate(made)
     throw error
+  } finally {
+    release()
   }
 }
 
