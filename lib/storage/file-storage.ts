@@ -35,6 +35,10 @@ const CANNOT_HERE = 'EINVAL'
 /** Smaller writes, between which syncs may come often, are faster through the cache. */
 const PAST_LEAST = 256 * KiB
 
+/** After so many overwrites in a row, only one in so many is looked at. */
+const OFTEN_WRITTEN = 4
+const LOOK_EVERY = 16
+
 const probe = makeUnwrittenProbe()
 const writeUncached = makeUncachedWrite()
 
@@ -52,6 +56,8 @@ export class FileStorage implements Storage {
   #canZero = true
   #canWriteBack = true
   #canProbe = true
+  /** Large writes in a row that were no new data, as far as it was looked. */
+  #overwrites = 0
   #canPass = hasUncachedWrites()
 
   /**
@@ -105,7 +111,7 @@ export class FileStorage implements Storage {
   }
 
   writeData(buffer: Uint8Array, at: number, length: number, offset: number, past: boolean): void {
-    if (past && length >= PAST_LEAST && this.#canProbe && !this.readOnly && this.#unwritten(offset)) {
+    if (past && length >= PAST_LEAST && !this.readOnly && this.#unwritten(offset)) {
       this.#writePast(buffer, at, length, offset)
       return
     }
@@ -121,10 +127,15 @@ export class FileStorage implements Storage {
     this.startWriteBack(offset, length)
   }
 
-  /** True where nothing was written yet. */
+  /** True where nothing was written yet. Where all was of late it is not looked at each time: that waits for other writers. */
   #unwritten(offset: number): boolean {
+    if (!this.#canProbe) return false
+    const count = this.#overwrites++
+    if (count >= OFTEN_WRITTEN && count % LOOK_EVERY !== 0) return false
     try {
-      return probe(this.#fd, offset)
+      const unwritten = probe(this.#fd, offset)
+      if (unwritten) this.#overwrites = 0
+      return unwritten
     } catch (error) {
       this.#canProbe = (error as NodeJS.ErrnoException).code === 'EINTR'
       return false

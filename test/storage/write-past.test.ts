@@ -61,6 +61,25 @@ for (const type of ['ext4', 'xfs'])
     }
   })
 
+t.test('new data is noticed again after many overwrites', here, async (t) => {
+  const storage = sparse(t, 'ext4', 128 * MiB)
+  try {
+    const bytes = pattern(MiB, 6)
+    storage.write(bytes, 0, MiB, 0)
+    for (let i = 0; i < 40; i++) storage.writeData(bytes, 0, MiB, 0, true)
+    storage.sync()
+    const before = cached(storage.path)
+    for (let i = 1; i <= 64; i++) storage.writeData(bytes, 0, MiB, i * MiB, true)
+    storage.sync()
+    const kept = (cached(storage.path) - before) / MiB
+    t.ok(kept < 40, `${kept} of 64 MiB are in the cache`)
+    const back = readFileSync(storage.path)
+    for (let i = 0; i <= 64; i++) t.ok(back.subarray(i * MiB, (i + 1) * MiB).equals(bytes), `MiB ${i}`)
+  } finally {
+    storage.close()
+  }
+})
+
 t.test('small writes go through the cache, as more of them may follow', async (t) => {
   const storage = sparse(t, 'ext4', MiB)
   try {
