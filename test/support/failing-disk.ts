@@ -3,7 +3,7 @@
  * on a tmpfs without room. Write-back of what was never written before fails then, and so does the fsync that waits for it.
  */
 
-import { rmSync, statfsSync, truncateSync, writeFileSync } from 'node:fs'
+import { closeSync, openSync, readSync, rmSync, statfsSync, truncateSync, writeFileSync, writeSync } from 'node:fs'
 import { join } from 'node:path'
 import { attachLoop, mountDevice } from './mounts.js'
 import { must, run } from './run.js'
@@ -31,10 +31,25 @@ export class FailingDisk {
     writeFileSync(file, '')
     truncateSync(file, DISK_BYTES)
     this.#device = attachLoop(t, file)
-    // Without a journal, so that the file system itself goes on when its disk fails; with blocks as large as pages,
-    // because a loop device takes a write that only began to fit for one that worked.
-    must('mkfs.ext4', ['-q', '-m', '0', '-b', String(PAGE), '-O', '^has_journal', this.#device])
+    // With blocks as large as pages, because a loop device takes a write that only began to fit for one that worked.
+    must('mkfs.ext4', ['-q', '-m', '0', '-b', String(PAGE), '-J', 'size=4', this.#device])
+    this.#writeJournal()
     this.folder = mountDevice(t, this.#device)
+  }
+
+  /**
+   * Writes all of the journal once. It takes what the file system changes of its own structures while the disk fails, so that
+   * it goes on, and is whole when the disk is: without one, a file whose extents grew into a new block would be lost.
+   */
+  #writeJournal(): void {
+    const blocks = must('debugfs', ['-R', 'blocks <8>', this.#device]).trim().split(/\s+/).map(Number)
+    const fd = openSync(this.#device, 'r+')
+    const block = Buffer.alloc(PAGE)
+    for (const number of blocks) {
+      readSync(fd, block, 0, PAGE, number * PAGE)
+      writeSync(fd, block, 0, PAGE, number * PAGE)
+    }
+    closeSync(fd)
   }
 
   /** From now on nothing comes to the disk where there was nothing before. */
