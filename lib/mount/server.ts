@@ -83,11 +83,12 @@ async function begin(
     ...(options.cacheSize === undefined ? {} : { cacheSize: options.cacheSize }),
   })
   let entry: RegistryEntry | undefined
+  const attached = given === undefined
   let made: string | undefined
   // Opening may take long, and a signal ends it at once; from here on there is something that must not be left behind.
   const release = holdSignals()
   try {
-    made = given === undefined ? makePrivate(config.image) : undefined
+    if (attached) made = makePrivate(config.image)
     const mountpoint = given ?? made!
     // A temporary overlay has no name any more that could be hidden.
     const named = options.temporary ? image.layers.slice(1) : image.layers
@@ -95,7 +96,6 @@ async function begin(
       mountpoint,
       named.map((layer) => layer.path),
     )
-    const attached = config.mountpoint === undefined
     const table = attached || options.partitions ? partitionTable(image, attached, listener) : undefined
     if (attached) warnOfRest(image, listener)
     const own = { ...newEntry(config, mountpoint, image), partitions: table?.partitions }

@@ -91,43 +91,33 @@ const RWF_DONTCACHE = 0x80
 /** Linux has it since 6.14, and without what was wrong with it (folios made dirty again meanwhile) since 6.16. */
 export const hasUncachedWrites = (): boolean => kernelIsAtLeast(6, 16)
 
+/** struct iovec. */
+const vector = new BigUint64Array(2)
+
 /**
- * A function that writes as pwrite(2) does, sends it to the disk at once, and leaves nothing in the cache that was not
- * there before: uncached buffered I/O. It can fail in ways that pwrite(2) does not.
+ * Writes as pwrite(2) does, sends it to the disk at once, and leaves nothing in the cache that was not there before: uncached
+ * buffered I/O. It can fail in ways that pwrite(2) does not. @returns the bytes written
  */
-export function makeUncachedWrite(): (
-  fd: number,
-  buffer: Uint8Array,
-  at: number,
-  length: number,
-  offset: number,
-) => number {
-  /** struct iovec. */
-  const vector = new BigUint64Array(2)
-  return (fd, buffer, at, length, offset) => {
-    vector[0] = addressOf(buffer) + BigInt(at)
-    vector[1] = BigInt(length)
-    return pwritev2(fd, vector, 1, offset, RWF_DONTCACHE)
-  }
+export function writeUncached(fd: number, buffer: Uint8Array, at: number, length: number, offset: number): number {
+  vector[0] = addressOf(buffer) + BigInt(at)
+  vector[1] = BigInt(length)
+  return pwritev2(fd, vector, 1, offset, RWF_DONTCACHE)
 }
 
 /** struct fiemap with one struct fiemap_extent. */
 const Fiemap = { start: 0, length: 8, mapped: 20, count: 24, extentFlags: 32 + 40, SIZE: 32 + 56 } as const
 const FS_IOC_FIEMAP = 0xc020660b
 const FIEMAP_EXTENT_UNWRITTEN = 0x800
+const fiemap = new DataView(new ArrayBuffer(Fiemap.SIZE))
 
-/** A function that is true where the byte at an offset of a file was never written: a hole, or set aside only. */
-export function makeUnwrittenProbe(): (fd: number, offset: number) => boolean {
-  const map = new DataView(new ArrayBuffer(Fiemap.SIZE))
-  const words = new Uint8Array(map.buffer)
-  return (fd, offset) => {
-    map.setBigUint64(Fiemap.start, BigInt(offset), LITTLE_ENDIAN)
-    map.setBigUint64(Fiemap.length, 1n, LITTLE_ENDIAN)
-    map.setUint32(Fiemap.count, 1, LITTLE_ENDIAN)
-    ioctl(fd, FS_IOC_FIEMAP, words)
-    if (map.getUint32(Fiemap.mapped, LITTLE_ENDIAN) === 0) return true
-    return (map.getUint32(Fiemap.extentFlags, LITTLE_ENDIAN) & FIEMAP_EXTENT_UNWRITTEN) !== 0
-  }
+/** True where the byte at an offset of a file was never written: a hole, or set aside only. */
+export function isUnwritten(fd: number, offset: number): boolean {
+  fiemap.setBigUint64(Fiemap.start, BigInt(offset), LITTLE_ENDIAN)
+  fiemap.setBigUint64(Fiemap.length, 1n, LITTLE_ENDIAN)
+  fiemap.setUint32(Fiemap.count, 1, LITTLE_ENDIAN)
+  ioctl(fd, FS_IOC_FIEMAP, fiemap)
+  if (fiemap.getUint32(Fiemap.mapped, LITTLE_ENDIAN) === 0) return true
+  return (fiemap.getUint32(Fiemap.extentFlags, LITTLE_ENDIAN) & FIEMAP_EXTENT_UNWRITTEN) !== 0
 }
 
 // fcntl(2), "Open file description locks"

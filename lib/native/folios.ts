@@ -4,21 +4,10 @@ import { statfsSync } from 'node:fs'
 import { beginWriteback } from './files.js'
 import { kernelIsAtLeast } from './kernel.js'
 import { declareLibc } from './libc.js'
+import { madvise, PAGE, withMappedPage } from './mapping.js'
 import { giveWay } from './scheduling.js'
 
-const mmap = declareLibc<[at: 0, length: number, protection: number, flags: number, fd: number, offset: number]>(
-  'int64_t mmap(uintptr_t at, size_t length, int protection, int flags, int fd, int64_t offset)',
-)
-const munmap = declareLibc<[address: number, length: number]>('int munmap(uintptr_t address, size_t length)')
-const madvise = declareLibc<[address: number, length: number, advice: number]>(
-  'int madvise(uintptr_t address, size_t length, int advice)',
-)
-
-const PAGE = 4096
-const PROT_READ = 1
-const MAP_SHARED = 1
 const MADV_COLD = 20
-const MADV_POPULATE_READ = 22
 
 const cachestat = declareLibc<
   [number: typeof SYS_CACHESTAT, fd: number, range: BigUint64Array, stat: BigUint64Array, flags: 0]
@@ -31,11 +20,19 @@ const range = new BigUint64Array(2)
 /** struct cachestat: pages that are there, dirty, being written out, and others. */
 const stat = new BigUint64Array(5)
 
-/** Counts the pages of a range that are in the cache: in `stat`. */
-function count(fd: number, offset: number, length: number): void {
+/** The pages of a range of a file that are in the cache. */
+export interface CachedPages {
+  readonly present: number
+  readonly dirty: number
+  readonly writing: number
+}
+
+/** cachestat(2). */
+export function cachedPages(fd: number, offset: number, length: number): CachedPages {
   range[0] = BigInt(offset)
   range[1] = BigInt(length)
   cachestat(SYS_CACHESTAT, fd, range, stat, 0)
+  return { present: Number(stat[0]), dirty: Number(stat[1]), writing: Number(stat[2]) }
 }
 
 /**
@@ -45,16 +42,8 @@ function count(fd: number, offset: number, length: number): void {
 export function splitFolio(fd: number, offset: number): void {
   try {
     const page = offset - (offset % PAGE)
-    count(fd, page, PAGE)
-    if (stat[0] === 0n) return
-    const address = mmap(0, PAGE, PROT_READ, MAP_SHARED, fd, page)
-    try {
-      // Into the page table without touching it: behind the end of the file that would be a SIGBUS, and here it is EFAULT.
-      madvise(address, PAGE, MADV_POPULATE_READ)
-      madvise(address, PAGE, MADV_COLD)
-    } finally {
-      munmap(address, PAGE)
-    }
+    if (cachedPages(fd, page, PAGE).present === 0) return
+    withMappedPage(fd, page, (address) => madvise(address, PAGE, MADV_COLD))
   } catch {
     // The write that comes next takes as long as before.
   }
@@ -72,8 +61,8 @@ export function writeOut(fd: number, offset: number, length: number): void {
     beginWriteback(fd, offset, length)
     const end = performance.now() + PATIENCE_MS
     for (;;) {
-      count(fd, offset, length)
-      if ((stat[1] === 0n && stat[2] === 0n) || performance.now() > end) return
+      const { dirty, writing } = cachedPages(fd, offset, length)
+      if (dirty + writing === 0 || performance.now() > end) return
       giveWay()
     }
   } catch {

@@ -8,14 +8,14 @@ import {
   beginWriteback,
   beginWritebackAsync,
   hasUncachedWrites,
-  makeUncachedWrite,
-  makeUnwrittenProbe,
+  isUnwritten,
   preallocate,
   punchHole,
   seekData,
   seekEnd,
   seekHole,
   uninterrupted,
+  writeUncached,
   zeroRange,
 } from '../native/files.js'
 import { hasSlowFolios } from '../native/folios.js'
@@ -38,9 +38,6 @@ const PAST_LEAST = 256 * KiB
 /** After so many overwrites in a row, only one in so many is looked at. */
 const OFTEN_WRITTEN = 4
 const LOOK_EVERY = 16
-
-const probe = makeUnwrittenProbe()
-const writeUncached = makeUncachedWrite()
 
 let zeros: Uint8Array | undefined
 
@@ -133,7 +130,7 @@ export class FileStorage implements Storage {
     const count = this.#overwrites++
     if (count >= OFTEN_WRITTEN && count % LOOK_EVERY !== 0) return false
     try {
-      const unwritten = probe(this.#fd, offset)
+      const unwritten = isUnwritten(this.#fd, offset)
       if (unwritten) this.#overwrites = 0
       return unwritten
     } catch (error) {

@@ -2,23 +2,11 @@
 
 import { closeSync, openSync, readSync } from 'node:fs'
 import { kernelIsAtLeast } from '../../lib/native/kernel.js'
-import { declareLibc } from '../../lib/native/libc.js'
+import { PAGE, withMappedPage } from '../../lib/native/mapping.js'
 import { canMount } from './mounts.js'
 
 /** A test that needs ext4 with large folios, on a file system of its own. */
 export const needsLargeFolios = canMount && kernelIsAtLeast(6, 16) ? {} : { skip: 'needs root and Linux 6.16' }
-
-const mmap = declareLibc<[at: 0, length: number, protection: number, flags: number, fd: number, offset: number]>(
-  'int64_t mmap(uintptr_t at, size_t length, int protection, int flags, int fd, int64_t offset)',
-)
-const munmap = declareLibc<[address: number, length: number]>('int munmap(uintptr_t address, size_t length)')
-const madvise = declareLibc<[address: number, length: number, advice: number]>(
-  'int madvise(uintptr_t address, size_t length, int advice)',
-)
-const PAGE = 4096
-const PROT_READ = 1
-const MAP_SHARED = 1
-const MADV_POPULATE_READ = 22
 
 /** Bits of /proc/kpageflags: COMPOUND_HEAD and COMPOUND_TAIL. */
 const COMPOUND = (1n << 15n) | (1n << 16n)
@@ -34,12 +22,8 @@ function word(path: string, index: number): bigint {
 
 /** True where the page of a file at `offset`, which must be in the cache or is brought there, is a part of a large folio. */
 export function isInLargeFolio(fd: number, offset: number): boolean {
-  const address = mmap(0, PAGE, PROT_READ, MAP_SHARED, fd, offset)
-  try {
-    madvise(address, PAGE, MADV_POPULATE_READ)
+  return withMappedPage(fd, offset, (address) => {
     const frame = Number(word('/proc/self/pagemap', address / PAGE) & FRAME)
     return (word('/proc/kpageflags', frame) & COMPOUND) !== 0n
-  } finally {
-    munmap(address, PAGE)
-  }
+  })
 }
