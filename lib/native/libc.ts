@@ -45,6 +45,11 @@ export function systemCallError(errno: number, syscall: string): SystemCallError
   return Object.assign(new Error(`${code}: ${syscall}`), { code, errno: -errno, syscall })
 }
 
+/** The error of a call that has just failed, and was the last one of anything: koffi's errno is that of the last call. */
+export function lastError(syscall: string): SystemCallError {
+  return systemCallError(koffi!.errno(), syscall)
+}
+
 /**
  * Declares a function of the C library, such as `int fallocate(int fd, int mode, int64_t offset, int64_t length)`.
  * Nothing is loaded or looked up before its first call.
@@ -56,8 +61,7 @@ export function declareLibc<Arguments extends NativeArgument[]>(prototype: strin
   return (...args) => {
     call ??= bind(prototype)
     const result = call(...args)
-    // koffi's errno is the thread's own, and the next call of anything may change it: read it first.
-    if (result < 0) throw systemCallError(koffi!.errno(), name)
+    if (result < 0) throw lastError(name)
     return Number(result)
   }
 }
@@ -92,7 +96,8 @@ function loadKoffi(): Koffi {
   return koffi
 }
 
-function bind(prototype: string): ReturnType<Library['func']> {
+/** A function of the C library as it is: who calls it looks at its result, and at once at `lastError`. Loads koffi. */
+export function bind(prototype: string): ReturnType<Library['func']> {
   const koffi = loadKoffi()
   // The program itself: its libc, whatever its file is called (glibc, musl).
   library ??= koffi.load(null)

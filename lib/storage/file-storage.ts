@@ -3,7 +3,7 @@
  * have a view of one descriptor.
  */
 
-import { closeSync, fdatasyncSync, fstatSync, ftruncateSync, readSync, writeSync } from 'node:fs'
+import { closeSync, fdatasyncSync, fstatSync, ftruncateSync } from 'node:fs'
 import {
   beginWriteback,
   beginWritebackAsync,
@@ -19,6 +19,7 @@ import {
   zeroRange,
 } from '../native/files.js'
 import { hasSlowFolios } from '../native/folios.js'
+import { readAt, writeAt } from '../native/transfer.js'
 import { fromSystem, VdiskError } from '../util/errors.js'
 import { KiB, MiB } from '../util/sizes.js'
 import { SMALL, SmallWrites } from './small-writes.js'
@@ -83,7 +84,7 @@ export class FileStorage implements Storage {
     let done = 0
     while (done < length) {
       try {
-        const count = readSync(this.#fd, buffer, at + done, length - done, offset + done)
+        const count = readAt(this.#fd, buffer, at + done, length - done, offset + done)
         if (count === 0) break
         done += count
       } catch (error) {
@@ -98,7 +99,7 @@ export class FileStorage implements Storage {
     let done = 0
     while (done < length) {
       try {
-        const count = writeSync(this.#fd, buffer, at + done, length - done, offset + done)
+        const count = writeAt(this.#fd, buffer, at + done, length - done, offset + done)
         if (count === 0) throw new VdiskError('IO', `cannot write ${this.path}: the host took no bytes`)
         done += count
       } catch (error) {

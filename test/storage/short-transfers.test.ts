@@ -1,23 +1,32 @@
-/** A host that reads and writes less than it was asked, and is interrupted: what Node gives on is put in its place. */
+/** A host that reads and writes less than it was asked, and is interrupted: what calls it is put in its place. */
 
-import fs from 'node:fs'
-import { syncBuiltinESMExports } from 'node:module'
+import { register } from 'node:module'
 import { join } from 'node:path'
 import t from 'tap'
-import { openFile } from '../../lib/storage/file.js'
+import { between } from './fixtures/odd-host.js'
 import { temporaryFolder } from './host.js'
+
+const STAND_IN = new URL('./fixtures/odd-host.js', import.meta.url).href
+const HOOKS = `
+  export const resolve = (specifier, context, next) =>
+    /native\\/transfer/.test(specifier) && /file-storage/.test(context.parentURL)
+      ? { url: ${JSON.stringify(STAND_IN)}, shortCircuit: true }
+      : next(specifier, context)`
+register(`data:text/javascript,${encodeURIComponent(HOOKS)}`)
+const { openFile } = await import('../../lib/storage/file.js')
 
 type Transfer = (fd: number, buffer: Uint8Array, at: number, length: number, offset: number) => number
 
 /** Lets a test stand between the storage and the host. */
-function intercept(t: Test, name: 'readSync' | 'writeSync', make: (host: Transfer) => Transfer): void {
-  const original = fs[name]
+function intercept(t: Test, name: 'read' | 'write', make: (host: Transfer) => Transfer): void {
   t.teardown(() => {
-    Object.assign(fs, { [name]: original })
-    syncBuiltinESMExports()
+    between[name] = undefined
   })
-  Object.assign(fs, { [name]: make(original as Transfer) })
-  syncBuiltinESMExports()
+  let made: Transfer | undefined
+  between[name] = (host) => {
+    made ??= make(host)
+    return made
+  }
 }
 
 type Test = { teardown(undo: () => void): void }
@@ -47,8 +56,8 @@ t.test('transfers are completed', async (t) => {
     { create: true },
   )
   t.teardown(() => storage.close())
-  intercept(t, 'writeSync', unwilling)
-  intercept(t, 'readSync', unwilling)
+  intercept(t, 'write', unwilling)
+  intercept(t, 'read', unwilling)
   storage.write(data, 10, 4900, 33)
   const back = new Uint8Array(5000)
   t.equal(storage.read(back, 7, 4990, 33), 4900)
@@ -66,11 +75,8 @@ t.test('an error behind a part names the byte where it happened', async (t) => {
   )
   t.teardown(() => storage.close())
   storage.write(data, 0, 5000, 0)
-  for (const [name, doing] of [
-    ['readSync', 'read'],
-    ['writeSync', 'write'],
-  ] as const) {
-    intercept(t, name, (host) => (fd, buffer, at, length, offset) => {
+  for (const doing of ['read', 'write'] as const) {
+    intercept(t, doing, (host) => (fd, buffer, at, length, offset) => {
       if (offset >= 1400) throw failure('EIO')
       return host(fd, buffer, at, Math.min(length, 700), offset)
     })
@@ -92,6 +98,6 @@ t.test('a host that takes nothing is an error, not a loop', async (t) => {
     { create: true },
   )
   t.teardown(() => storage.close())
-  intercept(t, 'writeSync', () => () => 0)
+  intercept(t, 'write', () => () => 0)
   t.throws(() => storage.write(data, 0, 10, 0), { code: 'IO', message: `cannot write ${storage.path}` })
 })

@@ -1,7 +1,9 @@
-import { closeSync, openSync, readFileSync, readSync, writeSync } from 'node:fs'
+import { closeSync, openSync, readdirSync, readFileSync, readSync, writeSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
+import { coresOf } from '../../lib/native/scheduling.js'
 import { WorkerPool } from '../../lib/transports/kernel/pool.js'
 import { must } from '../support/run.js'
 import { NEGOTIATED } from './fixtures/exchange.js'
@@ -72,6 +74,33 @@ t.test('what a worker posts is passed on', async (t) => {
   for (const thread of [1, 2]) tell(thread, 3)
   await pool.ended
   t.equal(heard.messages, 1)
+})
+
+const CORES = availableParallelism()
+/** Placing is for as many workers as there are cores, or nearly, and there are at most 16. */
+const placing = CORES < 2 || CORES > 16 ? { skip: `${CORES} cores` } : {}
+
+t.test('workers for whom many requests wait get a core each, and give it back', placing, async (t) => {
+  const { pool, tell, until } = setUp(t, { initial: CORES })
+  const threads = () => readdirSync('/proc/self/task').map(Number)
+  const before = threads()
+  const all = coresOf(0)
+  const workers = Array.from({ length: CORES }, (_, i) => i + 1)
+  await pool.start()
+  const placed = () => threads().filter((thread) => !before.includes(thread) && coresOf(thread).length === 1)
+  for (const thread of workers) tell(thread, 8)
+  await until(() => placed().length === CORES)
+  t.same(
+    placed()
+      .map((thread) => coresOf(thread)[0])
+      .sort((a, b) => a! - b!),
+    all,
+  )
+  for (const thread of workers) tell(thread, 4)
+  await until(() => placed().length === 0)
+  for (const thread of workers) tell(thread, 3)
+  await pool.ended
+  t.same(coresOf(0), all)
 })
 
 t.test('one that dies between requests owes no answer', async (t) => {

@@ -1,8 +1,8 @@
 /** The loop of one worker: take a request from the device, serve it, answer it, until the file system is unmounted. */
 
-import { readSync, writeSync } from 'node:fs'
 import { constants } from 'node:os'
 import { isMainThread, parentPort } from 'node:worker_threads'
+import { readNext, writeNext } from '../../native/transfer.js'
 import { fromSystem, VdiskError } from '../../util/errors.js'
 import { makeTrace, traceAtOnce } from '../../util/trace.js'
 import type { FileTree } from '../transport.js'
@@ -64,8 +64,8 @@ export function serve(context: WorkerContext, tree: FileTree): void {
       break
     }
     const began = performance.now()
-    linger.took(began - answered)
-    slot.take(request.uniqueFirst, request.uniqueSecond)
+    const waited = linger.took(began - answered)
+    slot.take(request.uniqueFirst, request.uniqueSecond, waited)
     const answer = session.handle(length)
     if (answer > 0 && !send(fd, reply.bytes, answer)) send(fd, reply.bytes, session.fail(constants.errno.EIO))
     answered = performance.now()
@@ -92,7 +92,7 @@ const ENDED: readonly unknown[] = ['ENODEV', 'ECONNABORTED']
 function receive(fd: number, buffer: Buffer): number {
   for (;;) {
     try {
-      return readSync(fd, buffer, 0, buffer.length, null)
+      return readNext(fd, buffer)
     } catch (error) {
       const { code } = error as NodeJS.ErrnoException
       if (ENDED.includes(code)) return UNMOUNTED
@@ -108,7 +108,7 @@ function receive(fd: number, buffer: Buffer): number {
  */
 function send(fd: number, reply: Buffer, length: number): boolean {
   try {
-    writeSync(fd, reply, 0, length, null)
+    writeNext(fd, reply, length)
     return true
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException

@@ -65,10 +65,12 @@ export class Linger {
     while (!ready() && now() < end) giveWay()
   }
 
-  /** A request was taken so many milliseconds after this worker had answered its last one. */
-  took(ms: number): void {
-    if (ms < AT_ONCE_MS) this.#score = Math.max(0, this.#score - 1)
+  /** A request was taken so many milliseconds after this worker had answered its last one. @returns whether it had waited */
+  took(ms: number): boolean {
+    const waited = ms < AT_ONCE_MS
+    if (waited) this.#score = Math.max(0, this.#score - 1)
     else if (ms < SOON_MS) this.#score = Math.min(MOST, this.#score + 1)
     else this.#score = Math.max(0, this.#score - LATE)
+    return waited
   }
 }

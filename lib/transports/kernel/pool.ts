@@ -14,6 +14,7 @@ import { answerOn, SERVING, type WorkerContext } from './device.js'
 import type { Negotiated } from './init.js'
 import type { CachePolicy } from './opens.js'
 import { Parking, ParkingWatch } from './parking.js'
+import { Placement } from './placement.js'
 import { type SharedState, shareState } from './session.js'
 import { sumTaken, WorkerSlot, WorkerState } from './slots.js'
 import { Syncs } from './syncs.js'
@@ -76,6 +77,7 @@ export class WorkerPool {
   readonly #sharedParking = Parking.allocate()
   readonly #parking: Parking
   readonly #watch: ParkingWatch
+  readonly #placement = new Placement()
   readonly #running = new Map<number, Running>()
   readonly #settle: { readonly resolve: () => void; readonly reject: (reason: Error) => void }
   #timer: NodeJS.Timeout | undefined
@@ -201,6 +203,7 @@ export class WorkerPool {
     const workers = [...this.#running.values()].sort((a, b) => a.thread - b.thread)
     this.#watch.begin(workers.some(({ slot }) => slot.state === WorkerState.PARKED))
     const busy = workers.filter(({ slot }) => slot.state === WorkerState.BUSY)
+    this.#placement.look(workers.filter(({ slot }) => slot.serving).map(({ slot }) => slot))
     this.#dismissIdle(workers, busy.length)
     const room = this.#max - workers.length
     if (room <= 0 || this.#failedStarts >= MAX_FAILED_STARTS) return

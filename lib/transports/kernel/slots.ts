@@ -13,6 +13,7 @@ const SECOND = 2
 const SYSTEM_THREAD = 3
 const TAKEN = 4
 const DISMISSED = 5
+const WAITING = 6
 
 export const WorkerState = {
   /** Nobody is here, or somebody who has not begun to serve. */
@@ -53,11 +54,12 @@ export class WorkerSlot {
   }
 
   /** By the worker, for every request. Plain stores: the main thread looks at them at leisure, or after the worker's end. */
-  take(first: number, second: number): void {
+  take(first: number, second: number, waited = false): void {
     const words = this.#words
     words[FIRST] = first
     words[SECOND] = second
     words[TAKEN]!++
+    if (waited) words[WAITING]!++
     words[STATE] = WorkerState.BUSY
   }
 
@@ -111,6 +113,11 @@ export class WorkerSlot {
   /** Requests taken, modulo 2^32. */
   get taken(): number {
     return Atomics.load(this.#words, TAKEN) >>> 0
+  }
+
+  /** Those of them that had been waiting when this worker came for them, likewise. */
+  get waiting(): number {
+    return Atomics.load(this.#words, WAITING) >>> 0
   }
 }
 

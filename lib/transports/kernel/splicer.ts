@@ -3,9 +3,10 @@
  * kernel copies them once, to whoever reads. With a buffer in between they are copied twice, and pinned page by page.
  */
 
-import { closeSync, writeSync } from 'node:fs'
+import { closeSync } from 'node:fs'
 import debug from 'debug'
 import { makePipe, resizePipe, splice } from '../../native/pipes.js'
+import { writeNext } from '../../native/transfer.js'
 import { Pieces } from '../../util/pieces.js'
 import { MAX_TRANSFER, OUT_HEADER_SIZE } from './protocol.js'
 
@@ -51,7 +52,7 @@ export class Splicer {
   send(header: Uint8Array, length: number): boolean {
     if (this.#reader < 0) return false
     try {
-      writeSync(this.#writer, header, 0, OUT_HEADER_SIZE, null)
+      writeNext(this.#writer, header, OUT_HEADER_SIZE)
       if (this.#fill()) {
         splice(this.#reader, null, this.#device, null, OUT_HEADER_SIZE + length, SPLICE_F_NONBLOCK)
         return true
