@@ -52,7 +52,8 @@ export class PageCache {
     const high = page < PAGES_PER_HIGH ? file << FILE_SHIFT : (file << FILE_SHIFT) | Math.floor(page / PAGES_PER_HIGH)
     let slot = v.heads[this.#bucket(low, high)]! - 1
     while (slot >= 0 && (v.keyLow[slot] !== low || v.keyHigh[slot] !== high)) slot = v.next[slot]! - 1
-    if (slot >= 0) v.used[slot] = 1
+    // Not written where it is so already: all threads look, and a cache line that is only read stays with all cores.
+    if (slot >= 0 && v.used[slot] === 0) v.used[slot] = 1
     return slot
   }
 

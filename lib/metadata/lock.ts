@@ -37,77 +37,88 @@ export function nap(words: Int32Array, index: number, seen: number, thread: numb
   Atomics.wait(words, index, seen, NAP_MS)
 }
 
-const WRITER = 1 << 30
+/** Words of a cache line: what each thread writes all the time is on a line of its own, which then stays with its core. */
+const LINE = 16
+
 /** Added to PENDING by poisoning: no fast path is taken any more. */
 const POISON = 1 << 20
 
-const RW_STATE = 0
+/** Who changes, or is about to: the thread's number + 1; 0: nobody. */
+const RW_WRITER = 0
+/** Threads that change or want to. */
 const RW_PENDING = 1
 const RW_EVENT = 2
 const RW_SLEEPERS = 3
-const RW_HOLDS = 4
+/** What each thread does with it, a line a thread. */
+const RW_HOLDS = LINE
 
 const HOLDS_NOTHING = 0
 const HOLDS_SHARED = 1
 const HOLDS_EXCLUSIVE = 2
 const WAITS_EXCLUSIVE = 3
 
-/** Reader-writer lock. Not recursive. */
+/**
+ * Reader-writer lock. Not recursive. Reading is what nearly always happens: a reader writes to its own line only, and looks
+ * at one that seldom changes. Who wants to change says so there, and then looks at all readers. Of the two that do this at
+ * the same moment one sees the other, at least, as each writes before it looks; a reader that does steps back.
+ */
 export class RwLock {
   readonly #words: Int32Array
+  readonly #thread: number
   readonly #hold: number
 
   /** Number of 32-bit words that it needs for so many threads. */
   static words(threads: number): number {
-    return RW_HOLDS + threads
+    return RW_HOLDS + LINE * threads
   }
 
+  /** @param words exactly as many as it needs */
   constructor(words: Int32Array, thread: number) {
     this.#words = words
-    this.#hold = RW_HOLDS + thread
+    this.#thread = thread
+    this.#hold = RW_HOLDS + LINE * thread
   }
 
   acquireShared(): void {
     const w = this.#words
-    for (let naps = 0; ; ) {
-      const state = Atomics.load(w, RW_STATE)
-      if ((state & WRITER) === 0 && Atomics.load(w, RW_PENDING) === 0) {
-        if (Atomics.compareExchange(w, RW_STATE, state, state + 1) === state) break
-      } else this.#sleep(() => (Atomics.load(w, RW_STATE) & WRITER) !== 0 || Atomics.load(w, RW_PENDING) !== 0, naps++)
+    for (let naps = 0; ; naps++) {
+      Atomics.store(w, this.#hold, HOLDS_SHARED)
+      if (Atomics.load(w, RW_PENDING) === 0) return
+      this.releaseShared()
+      this.#sleep(() => Atomics.load(w, RW_PENDING) !== 0, naps)
     }
-    w[this.#hold] = HOLDS_SHARED
   }
 
   releaseShared(): void {
     const w = this.#words
-    w[this.#hold] = HOLDS_NOTHING
-    if (Atomics.sub(w, RW_STATE, 1) === 1 && Atomics.load(w, RW_PENDING) !== 0) this.#wake()
+    Atomics.store(w, this.#hold, HOLDS_NOTHING)
+    if (Atomics.load(w, RW_PENDING) !== 0) this.#wake()
   }
 
   acquireExclusive(): void {
     const w = this.#words
-    w[this.#hold] = WAITS_EXCLUSIVE
+    Atomics.store(w, this.#hold, WAITS_EXCLUSIVE)
     Atomics.add(w, RW_PENDING, 1)
     try {
-      for (let naps = 0; Atomics.compareExchange(w, RW_STATE, 0, WRITER) !== 0; naps++)
-        this.#sleep(() => Atomics.load(w, RW_STATE) !== 0, naps)
-      if (Atomics.load(w, RW_PENDING) >= POISON) {
-        Atomics.store(w, RW_STATE, 0)
-        throw poisoned()
-      }
-      w[this.#hold] = HOLDS_EXCLUSIVE
+      let naps = 0
+      while (Atomics.compareExchange(w, RW_WRITER, 0, this.#thread + 1) !== 0)
+        this.#sleep(() => Atomics.load(w, RW_WRITER) !== 0, naps++)
+      for (let hold = RW_HOLDS; hold < w.length; hold += LINE)
+        while (Atomics.load(w, hold) === HOLDS_SHARED) this.#sleep(() => Atomics.load(w, hold) === HOLDS_SHARED, naps++)
+      if (this.poisoned) throw poisoned()
+      Atomics.store(w, this.#hold, HOLDS_EXCLUSIVE)
     } catch (error) {
-      w[this.#hold] = HOLDS_NOTHING
+      this.releaseExclusive()
       throw error
-    } finally {
-      Atomics.sub(w, RW_PENDING, 1)
     }
   }
 
+  /** Also of who waits for it, having given up. */
   releaseExclusive(): void {
     const w = this.#words
-    w[this.#hold] = HOLDS_NOTHING
-    Atomics.store(w, RW_STATE, 0)
+    Atomics.compareExchange(w, RW_WRITER, this.#thread + 1, 0)
+    Atomics.sub(w, RW_PENDING, 1)
+    Atomics.store(w, this.#hold, HOLDS_NOTHING)
     this.#wake()
   }
 
@@ -124,11 +135,12 @@ export class RwLock {
   /** Releases what a dead thread held. @returns false where it held the lock for changing: poison it then. */
   died(thread: number): boolean {
     const w = this.#words
-    const hold = w[RW_HOLDS + thread]
-    w[RW_HOLDS + thread] = HOLDS_NOTHING
+    const hold = Atomics.exchange(w, RW_HOLDS + LINE * thread, HOLDS_NOTHING)
     if (hold === HOLDS_EXCLUSIVE) return false
-    if (hold === HOLDS_SHARED) Atomics.sub(w, RW_STATE, 1)
-    if (hold === WAITS_EXCLUSIVE) Atomics.sub(w, RW_PENDING, 1)
+    if (hold === WAITS_EXCLUSIVE) {
+      Atomics.compareExchange(w, RW_WRITER, thread + 1, 0)
+      Atomics.sub(w, RW_PENDING, 1)
+    }
     if (hold !== HOLDS_NOTHING) this.#wake()
     return true
   }
@@ -148,7 +160,7 @@ export class RwLock {
       const event = Atomics.load(w, RW_EVENT)
       if (!blocked()) return
       if (this.poisoned) throw poisoned()
-      nap(w, RW_EVENT, event, this.#hold - RW_HOLDS, naps)
+      nap(w, RW_EVENT, event, this.#thread, naps)
     } finally {
       Atomics.sub(w, RW_SLEEPERS, 1)
     }
@@ -189,6 +201,9 @@ export class Mutex {
   }
 }
 
+/** Where a thread's epoch is, behind the line of the number that counts them: on a line of its own. */
+const slotOf = (thread: number) => LINE * (1 + thread)
+
 /**
  * Says which threads may still be using a mapping that they looked up. A thread enters before it looks up and leaves
  * when its I/O is done; host space that was freed may be used again when every thread that was inside has left.
@@ -199,12 +214,12 @@ export class Epochs {
   readonly #threads: number
 
   static words(threads: number): number {
-    return 1 + threads
+    return slotOf(threads)
   }
 
   constructor(words: Int32Array, thread: number, threads: number) {
     this.#words = words
-    this.#slot = 1 + thread
+    this.#slot = slotOf(thread)
     this.#threads = threads
   }
 
@@ -224,10 +239,11 @@ export class Epochs {
     const w = this.#words
     const now = Atomics.add(w, 0, 1) + 2
     let waits = 0
-    for (let slot = 1; slot <= this.#threads; slot++) {
+    for (let thread = 0; thread < this.#threads; thread++) {
+      const slot = slotOf(thread)
       if (slot === this.#slot) continue
       for (let seen = Atomics.load(w, slot); seen !== 0 && seen < now; seen = Atomics.load(w, slot)) {
-        if (this.#slot === 1 && waits++ >= PATIENCE_MS) return false
+        if (this.#slot === slotOf(0) && waits++ >= PATIENCE_MS) return false
         Atomics.wait(w, slot, seen, 1)
       }
     }
@@ -235,7 +251,7 @@ export class Epochs {
   }
 
   died(thread: number): void {
-    Atomics.store(this.#words, 1 + thread, 0)
+    Atomics.store(this.#words, slotOf(thread), 0)
   }
 }
 

@@ -16,8 +16,12 @@ const EARLY_SHIFT = 11
 /** And where another thread does it, so that nobody waits for that: 256 KiB. */
 const DELEGATED_SHIFT = 9
 
+/** What a thread wrote is counted when it is so much, 64 KiB: all threads count in one place, which costs them time. */
+const COUNTED_TOGETHER = 2 ** 7
+
 export class WriteBack {
   readonly #control: SharedViews['control']
+  #uncounted = 0
   #start: () => void
   #shift = EARLY_SHIFT
 
@@ -39,11 +43,14 @@ export class WriteBack {
    * disk, so that the next sync has less to wait for.
    */
   written(bytes: number): void {
+    const sectors = this.#uncounted + (bytes >> SECTOR_SHIFT)
+    this.#uncounted = sectors < COUNTED_TOGETHER ? sectors : 0
+    if (sectors < COUNTED_TOGETHER) return
     const c = this.#control
-    const before = Atomics.add(c, Control.WRITTEN, bytes >> SECTOR_SHIFT)
+    const before = Atomics.add(c, Control.WRITTEN, sectors)
     if (c[Control.SYNCED_OFTEN] === 0 || before > OFTEN) return
     const shift = this.#shift
-    if (before >> shift !== (before + (bytes >> SECTOR_SHIFT)) >> shift) this.#start()
+    if (before >> shift !== (before + sectors) >> shift) this.#start()
   }
 
   /** A commit begins. One before which nobody wrote, such as the one that marks an image as open, tells nothing. */

@@ -177,7 +177,7 @@ export class ImageTree implements FileTree {
       throw new VdiskError('RANGE', `${this.#image.path}: byte ${offset} is behind the end of the disk`)
     const count = Math.min(length, window.length - offset)
     this.#image.write(buffer, at, count, window.start + offset, past)
-    this.#settings.mtimeMs[0] = Date.now()
+    this.#touch()
     return count
   }
 
@@ -186,7 +186,14 @@ export class ImageTree implements FileTree {
     const count = Math.min(length, window.length - offset)
     if (count <= 0) return
     this.#image.zero(window.start + offset, count, unmap)
-    this.#settings.mtimeMs[0] = Date.now()
+    this.#touch()
+  }
+
+  /** The disk was written to. All threads say so in one place: no more often than there is something new to say. */
+  #touch(): void {
+    const { mtimeMs } = this.#settings
+    const now = Date.now()
+    if (mtimeMs[0] !== now) mtimeMs[0] = now
   }
 
   seek(inode: number, offset: number, data: boolean): number {

@@ -35,6 +35,51 @@ t.test('readers share', async (t) => {
   crew.metadata.lock.releaseShared()
 })
 
+t.test('who changes waits for every reader, whatever its number', async (t) => {
+  for (const [reader, writer] of [
+    [1, 4],
+    [4, 1],
+  ] as const) {
+    const crew = new Crew(t, storage())
+    const reading = crew.run('holdShared', reader)
+    await crew.arrived(1)
+    const changing = crew.run('changeOnce', writer)
+    await crew.arrived(2)
+    await pause(50)
+    t.equal(crew.word('COMMIT_ENDED'), 0, `thread ${reader} reads`)
+    crew.go()
+    t.same(await Promise.all([reading, changing]), [0, 0])
+    t.ok(crew.word('SYNC_ENDED') < crew.word('COMMIT_ENDED'))
+  }
+})
+
+t.test('and is woken by the last of them', async (t) => {
+  const crew = new Crew(t, storage())
+  const { lock } = crew.metadata
+  lock.acquireShared()
+  const reading = crew.run('holdShared', 2)
+  await crew.arrived(1)
+  const changing = crew.run('changeOnce', 3)
+  await crew.arrived(2)
+  await pause(50)
+  crew.go()
+  await reading
+  await pause(50)
+  t.equal(crew.word('COMMIT_ENDED'), 0, 'this thread reads')
+  lock.releaseShared()
+  await changing
+  t.not(crew.word('COMMIT_ENDED'), 0)
+})
+
+t.test('nobody sees half of a change, and no change is lost', async (t) => {
+  const crew = new Crew(t, storage())
+  const codes = await Promise.all([1, 2, 3, 4].map((thread) => crew.run('twins', thread, { steps: 100_000 })))
+  t.same(codes, [0, 0, 0, 0])
+  t.equal(crew.word('WRONG'), 0)
+  t.equal(crew.word('TWIN'), crew.word('COUNTER'))
+  t.ok(crew.word('COUNTER') > 50_000)
+})
+
 t.test('changes under the exclusive lock by several threads: none is lost', async (t) => {
   const crew = new Crew(t, MemoryStorage.create({ contents: new Uint8Array(4096) }))
   const codes = await Promise.all([1, 2, 3, 4].map((thread) => crew.run('counting', thread, { steps: 20_000 })))
