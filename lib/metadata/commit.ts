@@ -124,7 +124,7 @@ export class Committer {
       else this.#writeInOrder(batch)
       written = true
     } finally {
-      metadata.lock.acquireExclusive()
+      metadata.lock.acquireExclusive(true)
       for (const s of staged) metadata.cache.endWriting(s.slot, 1 << s.sector, s.order, written)
       Atomics.store(this.#views.control, Control.IN_FLIGHT, 0)
       metadata.lock.releaseExclusive()

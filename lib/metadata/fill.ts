@@ -99,7 +99,7 @@ export class Filler {
 
   #endFill(slot: number, filled: boolean): void {
     const { data, valid, fillMask, fillBusy, control, filling } = this.#views
-    this.#lock.acquireExclusive()
+    this.#lock.acquireExclusive(true)
     try {
       // What was made or forgotten meanwhile is out of the mask, or valid.
       const mask = fillMask[slot]! & ~valid[slot]!

@@ -19,8 +19,8 @@ function poisoned(): VdiskError {
 }
 
 /**
- * Thread 0 waits no longer than this in all: it is the one that is told, by its event loop, that another thread died, and
- * must get back to it. What it wanted (a commit, by a timer) it can try again.
+ * Thread 0 waits no longer than this while nothing happens: it is the one that is told, by its event loop, that another
+ * thread died, and must get back to it. What it wanted (a commit, by a timer) it can try again.
  */
 const PATIENCE_MS = 5_000
 const PATIENT_NAPS = PATIENCE_MS / NAP_MS
@@ -31,10 +31,15 @@ export class WaitedTooLong extends VdiskError {
   }
 }
 
-/** Sleeps until `words[index]` is no longer `seen`, at most one nap; `naps` counts those of one waiting. */
-export function nap(words: Int32Array, index: number, seen: number, thread: number, naps: number): void {
+/**
+ * Sleeps until `words[index]` is no longer `seen`, or somebody wakes it, at most one nap.
+ * @param naps those of one waiting that nobody ended
+ * @returns the same, with this one
+ * @throws WaitedTooLong where thread 0 has had enough of them
+ */
+export function nap(words: Int32Array, index: number, seen: number, thread: number, naps: number): number {
   if (thread === 0 && naps >= PATIENT_NAPS) throw new WaitedTooLong()
-  Atomics.wait(words, index, seen, NAP_MS)
+  return Atomics.wait(words, index, seen, NAP_MS) === 'timed-out' ? naps + 1 : naps
 }
 
 /** Words of a cache line: what each thread writes all the time is on a line of its own, which then stays with its core. */
@@ -81,11 +86,12 @@ export class RwLock {
 
   acquireShared(): void {
     const w = this.#words
-    for (let naps = 0; ; naps++) {
+    for (let naps = 0; ; ) {
       Atomics.store(w, this.#hold, HOLDS_SHARED)
       if (Atomics.load(w, RW_PENDING) === 0) return
+      // It wakes the others, who may have seen it; so it comes back only when there is nobody to step back for.
       this.releaseShared()
-      this.#sleep(() => Atomics.load(w, RW_PENDING) !== 0, naps)
+      while (Atomics.load(w, RW_PENDING) !== 0) naps = this.#sleep(() => Atomics.load(w, RW_PENDING) !== 0, naps)
     }
   }
 
@@ -95,20 +101,25 @@ export class RwLock {
     if (Atomics.load(w, RW_PENDING) !== 0) this.#wake()
   }
 
-  acquireExclusive(): void {
+  /**
+   * @param cleaningUp what is to be done now is done now or never: where thread 0 loses its patience, nothing can be relied
+   * on any more
+   */
+  acquireExclusive(cleaningUp = false): void {
     const w = this.#words
     Atomics.store(w, this.#hold, WAITS_EXCLUSIVE)
     Atomics.add(w, RW_PENDING, 1)
     try {
       let naps = 0
       while (Atomics.compareExchange(w, RW_WRITER, 0, this.#thread + 1) !== 0)
-        this.#sleep(() => Atomics.load(w, RW_WRITER) !== 0, naps++)
+        naps = this.#sleep(() => Atomics.load(w, RW_WRITER) !== 0, naps)
       for (let hold = RW_HOLDS; hold < w.length; hold += LINE)
         while (Atomics.load(w, hold) === HOLDS_SHARED) this.#sleep(() => Atomics.load(w, hold) === HOLDS_SHARED, naps++)
       if (this.poisoned) throw poisoned()
       Atomics.store(w, this.#hold, HOLDS_EXCLUSIVE)
     } catch (error) {
       this.releaseExclusive()
+      if (cleaningUp) this.poison()
       throw error
     }
   }
@@ -151,16 +162,19 @@ export class RwLock {
     if (Atomics.load(w, RW_SLEEPERS) !== 0) Atomics.notify(w, RW_EVENT)
   }
 
-  /** Waits while `blocked`. The order (count in, look at the event, look at the state, sleep) loses no waking. */
-  #sleep(blocked: () => boolean, naps: number): void {
+  /**
+   * Waits while `blocked`. The order (count in, look at the event, look at the state, sleep) loses no waking.
+   * @returns `naps`, and the one that nobody ended
+   */
+  #sleep(blocked: () => boolean, naps: number): number {
     const w = this.#words
-    for (let i = 0; i < SPINS; i++) if (!blocked()) return
+    for (let i = 0; i < SPINS; i++) if (!blocked()) return naps
     Atomics.add(w, RW_SLEEPERS, 1)
     try {
       const event = Atomics.load(w, RW_EVENT)
-      if (!blocked()) return
+      if (!blocked()) return naps
       if (this.poisoned) throw poisoned()
-      nap(w, RW_EVENT, event, this.#thread, naps)
+      return nap(w, RW_EVENT, event, this.#thread, naps)
     } finally {
       Atomics.sub(w, RW_SLEEPERS, 1)
     }
@@ -183,11 +197,11 @@ export class Mutex {
   }
 
   acquire(): void {
-    for (let naps = 0; ; naps++) {
+    for (let naps = 0; ; ) {
       const seen = Atomics.compareExchange(this.#words, this.#index, 0, this.#owner)
       if (seen === 0) return
       if (this.#poisoned()) throw poisoned()
-      nap(this.#words, this.#index, seen, this.#owner - 1, naps)
+      naps = nap(this.#words, this.#index, seen, this.#owner - 1, naps)
     }
   }
 
@@ -285,7 +299,7 @@ export class Ranges {
 
   /** Enters [start, end); waits until no other thread holds a part of it. Never called from inside an epoch. */
   acquire(start: number, end: number): void {
-    for (let naps = 0; ; naps++) {
+    for (let naps = 0; ; ) {
       this.#mutex.acquire()
       const other = this.#overlapping(start, end)
       if (other < 0) {
@@ -297,7 +311,7 @@ export class Ranges {
       }
       const seen = Atomics.load(this.#words, 1 + other)
       this.#mutex.release()
-      nap(this.#words, 1 + other, seen, this.#thread, naps)
+      naps = nap(this.#words, 1 + other, seen, this.#thread, naps)
     }
   }
 

@@ -184,7 +184,7 @@ export class Metadata {
       this.lock.releaseExclusive()
       if (fits) return
       if (reserved > this.#sectorLimit || reserved > this.#pageLimit)
-        nap(c, Control.RESERVED, taken, this.thread, naps++)
+        naps = nap(c, Control.RESERVED, taken, this.thread, naps)
       else this.commit()
     }
   }
@@ -193,7 +193,7 @@ export class Metadata {
   unreserve(): void {
     if (this.lock.poisoned) return
     const { control, reserved } = this.#views
-    this.lock.acquireExclusive()
+    this.lock.acquireExclusive(true)
     Atomics.store(control, Control.RESERVED, control[Control.RESERVED]! - reserved[this.thread]!)
     reserved[this.thread] = 0
     this.lock.releaseExclusive()

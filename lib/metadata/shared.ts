@@ -48,7 +48,7 @@ export const Control = {
   MISSES: 16,
   EVICTIONS: 17,
   BARRIER_MUTEX: 18,
-  /** Guest data in sectors that was written since the last commit began. */
+  /** Guest data in sectors that was written, and counted, since the last commit began: see `WriteBack`. */
   WRITTEN: 19,
   /** 1 where little was written between the last two commits: somebody syncs often. */
   SYNCED_OFTEN: 20,

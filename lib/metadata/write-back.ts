@@ -53,7 +53,7 @@ export class WriteBack {
     if (before >> shift !== (before + sectors) >> shift) this.#start()
   }
 
-  /** A commit begins. One before which nobody wrote, such as the one that marks an image as open, tells nothing. */
+  /** A commit begins. One before which nothing was counted tells nothing: nobody wrote, or little. */
   countSync(): void {
     const c = this.#control
     const written = Atomics.exchange(c, Control.WRITTEN, 0)

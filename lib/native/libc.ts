@@ -1,5 +1,5 @@
 /**
- * The C library, for the few system calls that Node has no function for. koffi is loaded by the first call in a thread
+ * The C library, for system calls that Node has no function for, or too slow a one. koffi is loaded by the first call in a thread
  * (7 ms), not by importing this file, so that a thread that needs none of them pays nothing.
  *
  * The declarations are not variadic where C's are (fcntl, ioctl): on Linux, arguments of both kinds travel alike on

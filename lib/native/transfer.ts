@@ -23,7 +23,15 @@ class Addresses {
 
   /** @throws RangeError where the buffer does not have those bytes */
   of(buffer: Uint8Array, at: number, length: number): number {
-    if (!(at >= 0 && length >= 0 && at + length <= buffer.byteLength))
+    if (
+      !(
+        Number.isSafeInteger(at) &&
+        Number.isSafeInteger(length) &&
+        at >= 0 &&
+        length >= 0 &&
+        at + length <= buffer.byteLength
+      )
+    )
       throw new RangeError(`bytes ${at} to ${at + length} of a buffer of ${buffer.byteLength}`)
     if (buffer !== this.#buffer) {
       this.#start = Number(addressOf(buffer))
@@ -31,6 +39,11 @@ class Addresses {
     }
     return this.#start + at
   }
+}
+
+/** A fraction would be cut off, and what is no number taken for 0. @throws RangeError */
+function checkOffset(offset: number): void {
+  if (!Number.isSafeInteger(offset)) throw new RangeError(`an offset of ${offset}`)
 }
 
 // One for each function: a worker uses two buffers by turns.
@@ -58,6 +71,7 @@ export function writeNext(fd: number, buffer: Uint8Array, length: number): numbe
 /** Reads `length` bytes at `offset` into a buffer, from index `at` on. */
 export function readAt(fd: number, buffer: Uint8Array, at: number, length: number, offset: number): number {
   pread ??= bind('int64_t pread(int fd, uintptr_t address, size_t length, int64_t offset)')
+  checkOffset(offset)
   const count: number = pread(fd, preadTo.of(buffer, at, length), length, offset)
   if (count < 0) throw lastError('pread')
   return count
@@ -66,6 +80,7 @@ export function readAt(fd: number, buffer: Uint8Array, at: number, length: numbe
 /** Writes `length` bytes of a buffer, from index `at` on, at `offset`. */
 export function writeAt(fd: number, buffer: Uint8Array, at: number, length: number, offset: number): number {
   pwrite ??= bind('int64_t pwrite(int fd, uintptr_t address, size_t length, int64_t offset)')
+  checkOffset(offset)
   const count: number = pwrite(fd, pwriteFrom.of(buffer, at, length), length, offset)
   if (count < 0) throw lastError('pwrite')
   return count

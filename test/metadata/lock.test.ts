@@ -1,5 +1,6 @@
 import t from 'tap'
 import { Epochs, Mutex, RwLock } from '../../lib/metadata/lock.js'
+import { viewShared } from '../../lib/metadata/shared.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Crew, ended, pause } from './fixtures/crew.js'
 import { attach, randomFrom, setUp } from './fixtures/metadata.js'
@@ -69,6 +70,21 @@ t.test('and is woken by the last of them', async (t) => {
   lock.releaseShared()
   await changing
   t.not(crew.word('COMMIT_ENDED'), 0)
+})
+
+t.test('readers that wait for a long change do not wake each other all the time', async (t) => {
+  const crew = new Crew(t, storage())
+  const { lock } = crew.metadata
+  const events = viewShared(crew.setup.shape).lock.subarray(2, 3)
+  lock.acquireExclusive()
+  const readers = [1, 2, 3, 4].map((thread) => ended(crew.start('waitShared', thread)))
+  await crew.arrived(4)
+  await pause(100)
+  const before = Atomics.load(events, 0)
+  await pause(200)
+  t.ok(Atomics.load(events, 0) - before < 10, `${Atomics.load(events, 0) - before} events`)
+  lock.releaseExclusive()
+  t.same(await Promise.all(readers), [0, 0, 0, 0])
 })
 
 t.test('nobody sees half of a change, and no change is lost', async (t) => {
@@ -222,4 +238,33 @@ t.test('the main thread does not wait for ever for one that may be dead', async 
   const epochs = new Int32Array(new SharedArrayBuffer(4 * Epochs.words(2)))
   new Epochs(epochs, 1, 2).enter()
   t.equal(new Epochs(epochs, 0, 2).settle(), false)
+})
+
+t.test('nor for the lock, and leaves it as it was', async (t) => {
+  const crew = new Crew(t, storage())
+  const { lock } = crew.metadata
+  const changing = crew.run('holdExclusive', 1)
+  await crew.arrived(1)
+  const tooLong = { code: 'IO', message: /waited 5 seconds/ }
+  t.throws(() => lock.acquireShared(), tooLong)
+  t.throws(() => lock.acquireExclusive(), tooLong)
+  crew.go()
+  t.equal(await changing, 0)
+  t.equal(await crew.run('counting', 2, { steps: 100 }), 0)
+  lock.acquireExclusive()
+  lock.releaseExclusive()
+  lock.acquireShared()
+  lock.releaseShared()
+})
+
+t.test('where it cannot clean up, nothing can be relied on', async (t) => {
+  const crew = new Crew(t, storage())
+  const { lock } = crew.metadata
+  const reading = crew.run('holdShared', 3)
+  await crew.arrived(1)
+  t.throws(() => lock.acquireExclusive(true), { code: 'IO', message: /waited 5 seconds/ })
+  t.equal(lock.poisoned, true)
+  crew.go()
+  await reading
+  t.throws(() => lock.acquireShared(), { code: 'INTERNAL' })
 })

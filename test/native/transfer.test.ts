@@ -71,11 +71,17 @@ t.test('never outside of the buffer', async (t) => {
     [4, -1],
     [Number.NaN, 1],
     [0, Number.NaN],
+    [0.5, 1],
+    [0, 1.5],
   ] as const
   for (const [at, length] of outside) {
     t.throws(() => readAt(fd, buffer, at, length, 0), RangeError)
     t.throws(() => writeAt(fd, buffer, at, length, 0), RangeError)
     if (at === 0) t.throws(() => writeNext(fd, buffer, length), RangeError)
+  }
+  for (const offset of [Number.NaN, Number.POSITIVE_INFINITY, 0.5, 2 ** 53]) {
+    t.throws(() => readAt(fd, buffer, 0, 1, offset), RangeError)
+    t.throws(() => writeAt(fd, buffer, 0, 1, offset), RangeError)
   }
   const given = new Uint8Array(8)
   t.equal(readAt(fd, given, 0, 8, 0), 8)

@@ -3,23 +3,26 @@ import { type PlacedWorker, Placement } from '../../lib/transports/kernel/placem
 
 const MANY = 1000
 
-/** Workers that are threads 101, 102, …, on a system that remembers where they may run. */
+/** Workers that are threads 101, 102, …, on a system that remembers where they may run, and the main thread, 0. */
 function setUp({ workers = 2, cores = [0, 1] }: { workers?: number; cores?: number[] } = {}) {
-  const allowed = new Map(Array.from({ length: workers }, (_, i) => [101 + i, [...cores]]))
-  const counts = [...allowed.keys()].map((systemThread) => ({ systemThread, taken: 0, waiting: 0 }))
+  const allowed = new Map([0, ...Array.from({ length: workers }, (_, i) => 101 + i)].map((id) => [id, [...cores]]))
+  const counts = Array.from({ length: workers }, (_, i) => ({ systemThread: 101 + i, taken: 0, waiting: 0 }))
+  const system = { error: undefined as Error | undefined, calls: 0 }
   const cut = (thread: number) => {
     const found = allowed.get(thread)
-    if (!found) throw new Error('ESRCH')
+    if (!found) throw Object.assign(new Error('ESRCH'), { code: 'ESRCH' })
     return found
   }
   const means = {
     coresOf: (thread: number) => cut(thread),
     setCores: (thread: number, own: readonly number[]) => {
+      system.calls++
+      if (system.error) throw system.error
       cut(thread)
       allowed.set(thread, [...own])
     },
   }
-  const placement = new Placement(means, cores.length)
+  const placement = new Placement(means)
   /** Looks, after each took so many, of which a part was waiting. */
   const looks = (times: number, taken: number, waiting: number, seen: readonly PlacedWorker[] = counts) => {
     for (let i = 0; i < times; i++) {
@@ -30,8 +33,8 @@ function setUp({ workers = 2, cores = [0, 1] }: { workers?: number; cores?: numb
       placement.look(seen)
     }
   }
-  const where = () => [...allowed.values()]
-  return { placement, allowed, counts, looks, where }
+  const where = () => [...allowed.values()].slice(1)
+  return { placement, allowed, counts, looks, where, system }
 }
 
 t.test('where many short requests wait for all, each gets cores of its own, until they do not', async (t) => {
@@ -117,8 +120,15 @@ t.test('a worker that comes lets all run anywhere', async (t) => {
 t.test('one that is parked, or has died', async (t) => {
   const { looks, where, counts, allowed } = setUp()
   looks(10, MANY, MANY)
-  looks(6, MANY, MANY, counts.slice(0, 1))
-  t.same(where()[1], [0, 1], 'it is not among those that serve')
+  looks(1, MANY, MANY, counts.slice(0, 1))
+  t.same(
+    where(),
+    [
+      [0, 1],
+      [0, 1],
+    ],
+    'it is not among those that serve',
+  )
   looks(4, MANY, MANY)
   t.same(where(), [[0], [1]])
   allowed.delete(102)
@@ -126,16 +136,74 @@ t.test('one that is parked, or has died', async (t) => {
   t.same(where(), [[0, 1]])
 })
 
-t.test('whom an administrator moved meanwhile stays there', async (t) => {
-  const { looks, where, allowed } = setUp()
+t.test('whom an administrator moved meanwhile stays there, and nobody is placed any more', async (t) => {
+  const { looks, where, allowed } = setUp({ cores: [0, 1, 2] })
   looks(4, MANY, MANY)
+  t.same(where(), [[0, 2], [1]])
   allowed.set(101, [1])
   looks(6, 0, 0)
-  t.same(where(), [[1], [0, 1]])
+  t.same(where(), [[1], [0, 1, 2]])
+  looks(20, MANY, MANY)
+  t.same(where(), [[1], [0, 1, 2]])
+  allowed.set(101, [0, 1, 2])
+  looks(1, MANY, MANY)
+  t.same(where(), [[0, 2], [1]])
+})
+
+t.test('what the whole process may use is what is divided, and given back', async (t) => {
+  const { looks, where, allowed } = setUp()
   looks(4, MANY, MANY)
-  t.same(where(), [[1], [1]], 'the first of those that it may use, and the second')
+  // The set of cores is made another one, and the system moves who has none left.
+  for (const thread of allowed.keys()) allowed.set(thread, [2, 3])
   looks(6, 0, 0)
-  t.same(where(), [[1], [0, 1]])
+  t.same(where(), [
+    [2, 3],
+    [2, 3],
+  ])
+  looks(4, MANY, MANY)
+  t.same(where(), [[2], [3]])
+  allowed.set(0, [2, 3, 4])
+  looks(6, 0, 0)
+  t.same(where(), [
+    [2, 3, 4],
+    [2, 3, 4],
+  ])
+})
+
+t.test('cores that were taken away and come back are not a thread’s own any more', async (t) => {
+  const { looks, allowed, system } = setUp()
+  looks(4, MANY, MANY)
+  for (const thread of allowed.keys()) allowed.set(thread, [0, 1])
+  const { calls } = system
+  looks(6, 0, 0)
+  t.equal(system.calls, calls + 2, 'it is said once more that they may use all')
+})
+
+t.test('a system that does not allow it is not asked again', async (t) => {
+  const { looks, where, system } = setUp()
+  system.error = new Error('EPERM')
+  looks(20, MANY, MANY)
+  const { calls } = system
+  looks(20, MANY, MANY)
+  t.equal(system.calls, calls)
+  t.same(where()[0], [0, 1])
+})
+
+t.test('one that ends just then', async (t) => {
+  const { looks, where, allowed, counts } = setUp({ workers: 3, cores: [0, 1, 2] })
+  allowed.delete(103)
+  looks(4, MANY, MANY)
+  t.same(where()[0], [0, 1, 2])
+  looks(4, MANY, MANY, counts.slice(0, 2))
+  t.same(where(), [[0, 2], [1]], 'the others')
+})
+
+t.test('one that has ended, whose number is another’s now', async (t) => {
+  const { placement, looks, where } = setUp()
+  looks(4, MANY, MANY)
+  placement.forget(102)
+  looks(6, 0, 0)
+  t.same(where(), [[0, 1], [1]])
 })
 
 t.test('threads that are not known', async (t) => {

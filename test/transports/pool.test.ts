@@ -1,5 +1,4 @@
 import { closeSync, openSync, readdirSync, readFileSync, readSync, writeSync } from 'node:fs'
-import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import t, { type Test } from 'tap'
@@ -76,7 +75,7 @@ t.test('what a worker posts is passed on', async (t) => {
   t.equal(heard.messages, 1)
 })
 
-const CORES = availableParallelism()
+const CORES = coresOf(0).length
 /** Placing is for as many workers as there are cores, or nearly, and there are at most 16. */
 const placing = CORES < 2 || CORES > 16 ? { skip: `${CORES} cores` } : {}
 

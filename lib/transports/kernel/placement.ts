@@ -7,7 +7,6 @@
  * Only where there are few cores for so many workers: with more of them nobody is in another's way.
  */
 
-import { availableParallelism } from 'node:os'
 import debug from 'debug'
 import { coresOf, setCores } from '../../native/scheduling.js'
 
@@ -23,7 +22,7 @@ export interface PlacedWorker {
   readonly waiting: number
 }
 
-/** The scheduler, for tests to take its place. Both throw where a thread is not there any more. */
+/** The scheduler, for tests to take its place; 0 is the thread that asks. Both throw where a thread is not there any more. */
 export interface PlacementMeans {
   readonly coresOf: (thread: number) => readonly number[]
   readonly setCores: (thread: number, cores: readonly number[]) => void
@@ -35,46 +34,57 @@ const MANY = 250
 const ENOUGH = 3
 const MOST = 6
 
+/** The thread that asks, which is never given cores of its own: what it may use, all may. */
+const MAIN = 0
+
 interface Seen {
   readonly taken: number
   readonly waiting: number
 }
 
-/** Cores that a worker was given, and those that it had. */
-interface Place {
-  readonly own: readonly number[]
-  readonly before: readonly number[]
-}
-
 export class Placement {
   readonly #means: PlacementMeans
-  readonly #cores: number
-  readonly #places = new Map<number, Place>()
+  /** The cores of their own, by thread. */
+  readonly #places = new Map<number, readonly number[]>()
   #seen = new Map<number, Seen>()
   #score = 0
+  #refused = false
 
-  /** @param cores how many this process may use */
-  constructor(means: PlacementMeans = { coresOf, setCores }, cores: number = availableParallelism()) {
+  constructor(means: PlacementMeans = { coresOf, setCores }) {
     this.#means = means
-    this.#cores = cores
   }
 
   /** Looks at all workers that serve, now and then. Never throws. */
   look(workers: readonly PlacedWorker[]): void {
-    const crowded = this.#isCrowded(workers)
-    this.#score = crowded ? Math.min(MOST, this.#score + 1) : Math.max(0, this.#score - 1)
-    const placed = this.#places.size > 0
-    if (!placed && this.#score >= ENOUGH) this.#spread(workers)
-    else if (placed && (this.#score === 0 || workers.some(({ systemThread }) => !this.#places.has(systemThread))))
+    if (this.#refused) return
+    try {
+      this.#look(workers)
+    } catch (error) {
+      trace('placing threads: %o', error)
+      // One has just ended, or the system does not allow it.
+      this.#refused = (error as NodeJS.ErrnoException).code !== 'ESRCH'
       this.#release()
+    }
+  }
+
+  /** Says that a thread has ended: its number may be another's soon. */
+  forget(systemThread: number): void {
+    this.#places.delete(systemThread)
+  }
+
+  #look(workers: readonly PlacedWorker[]): void {
+    const busy = this.#areBusy(workers)
+    this.#score = busy ? Math.min(MOST, this.#score + 1) : Math.max(0, this.#score - 1)
+    const { size } = this.#places
+    const same = workers.length === size && workers.every(({ systemThread }) => this.#places.has(systemThread))
+    if (size > 0 && (this.#score === 0 || !same)) this.#release()
+    else if (size === 0 && busy && this.#score >= ENOUGH) this.#spread(workers)
   }
 
   /** True where all took many requests since the last look, and most had been waiting. */
-  #isCrowded(workers: readonly PlacedWorker[]): boolean {
+  #areBusy(workers: readonly PlacedWorker[]): boolean {
     const before = this.#seen
     this.#seen = new Map(workers.map(({ systemThread, taken, waiting }) => [systemThread, { taken, waiting }]))
-    const { length } = workers
-    if (length < 2 || length > this.#cores || length * 2 <= this.#cores) return false
     return workers.every(({ systemThread, taken, waiting }) => {
       const seen = before.get(systemThread)
       if (systemThread === 0 || seen === undefined) return false
@@ -83,38 +93,39 @@ export class Placement {
     })
   }
 
+  /** Where somebody else has arranged where they run, it stays so. */
   #spread(workers: readonly PlacedWorker[]): void {
+    const cores = this.#means.coresOf(MAIN)
+    const { length } = workers
+    if (length < 2 || length > cores.length || length * 2 <= cores.length) return
+    if (workers.some(({ systemThread }) => !this.#runsOn(systemThread, cores))) return
     for (const [index, { systemThread }] of workers.entries()) {
-      this.#try(() => {
-        const before = this.#means.coresOf(systemThread)
-        const own = before.filter((_, i) => i % workers.length === index)
-        if (own.length === 0) return
-        this.#means.setCores(systemThread, own)
-        this.#places.set(systemThread, { own, before })
-        trace('thread %d runs on cores %o', systemThread, own)
-      })
+      const own = cores.filter((_, i) => i % length === index)
+      this.#places.set(systemThread, own)
+      this.#means.setCores(systemThread, own)
+      trace('thread %d runs on cores %o', systemThread, own)
     }
   }
 
   /** Who was given other cores meanwhile, by an administrator, keeps them. */
   #release(): void {
-    for (const [systemThread, { own, before }] of this.#places) {
-      this.#try(() => {
-        if (`${this.#means.coresOf(systemThread)}` !== `${own}`) return
-        this.#means.setCores(systemThread, before)
-        trace('thread %d runs on any core', systemThread)
-      })
-    }
+    const places = [...this.#places]
     this.#places.clear()
     this.#score = 0
+    for (const [systemThread, own] of places) {
+      try {
+        const cores = this.#means.coresOf(MAIN)
+        // On all cores it may be because its own were taken away, and would be given back one day.
+        if (this.#runsOn(systemThread, own) || this.#runsOn(systemThread, cores))
+          this.#means.setCores(systemThread, cores)
+        trace('thread %d runs on any core', systemThread)
+      } catch (error) {
+        trace('thread %d: %o', systemThread, error)
+      }
+    }
   }
 
-  /** Where a thread has ended, or the system does not allow it, nothing is lost. */
-  #try(change: () => void): void {
-    try {
-      change()
-    } catch (error) {
-      trace('placing a thread: %o', error)
-    }
+  #runsOn(systemThread: number, cores: readonly number[]): boolean {
+    return `${this.#means.coresOf(systemThread)}` === `${cores}`
   }
 }

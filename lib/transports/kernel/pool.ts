@@ -173,6 +173,7 @@ export class WorkerPool {
   #exited(running: Running, reason: Error): void {
     const { thread, slot } = running
     this.#running.delete(thread)
+    this.#placement.forget(slot.systemThread)
     this.#parking.unpark()
     if (slot.state === WorkerState.ENDED) this.#unmounted = true
     else if (slot.state === WorkerState.LEFT) trace('worker %d was not needed any more', thread)

@@ -44,7 +44,8 @@ export class WorkerSlot {
   /** By the pool, before a worker starts, and after it died. What was counted stays. */
   clear(): void {
     const words = this.#words
-    for (let word = 0; word < WORDS_PER_SLOT; word++) if (word !== TAKEN) Atomics.store(words, word, 0)
+    for (let word = 0; word < WORDS_PER_SLOT; word++)
+      if (word !== TAKEN && word !== WAITING) Atomics.store(words, word, 0)
   }
 
   /** By the worker, before its first request. */
