@@ -11,7 +11,6 @@ export class Mapping {
   readonly #context: LayerContext
   readonly #tables: Tables
   readonly #guard: Guard
-  /** What is not allocated is. */
   /** The file that holds data. */
   readonly #file: number
   /** Of the part that was looked at last: what it is, where, and for how many subclusters. */
