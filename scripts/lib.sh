@@ -14,6 +14,13 @@ fail() {
   exit 1
 }
 
+# show_help ARGUMENT…  where that is asked for, what the script says of itself at its beginning, and its end.
+show_help() {
+  case " $* " in *' --help '* | *' -h '*) ;; *) return ;; esac
+  sed -n '2,/^[^#]/{/^#/!q; s/^# \{0,1\}//; p}' "$0"
+  exit 0
+}
+
 # Prints what to put before a command that needs root: nothing for root, `sudo` where there is one; fails otherwise.
 as_root() {
   if [ "$(id -u)" = 0 ]; then return 0; fi

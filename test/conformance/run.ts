@@ -1,16 +1,14 @@
 // Every operation of the host fails, in every way: scripts/faults [--format F] [--seeds N] [--seed S]
 
-import { parseArgs } from 'node:util'
 import { formats } from '../../lib/formats/registry.js'
 import { variants } from '../model/variants.js'
+import { campaignOptions } from '../support/options.js'
 import { faultsOf } from './life.js'
 
-const { values } = parseArgs({
-  options: {
-    format: { type: 'string' },
-    seeds: { type: 'string', default: '5' },
-    seed: { type: 'string', default: '1000' },
-  },
+const values = campaignOptions({
+  format: { type: 'string' },
+  seeds: { type: 'string', default: '5' },
+  seed: { type: 'string', default: '1000' },
 })
 
 let failed = 0

@@ -1,9 +1,9 @@
 // As many crash states as one likes, with other seeds than the tests':
 // scripts/crash [--format F] [--states N] [--seed S]
 
-import { parseArgs } from 'node:util'
 import { formats } from '../../lib/formats/registry.js'
 import { variants } from '../model/variants.js'
+import { campaignOptions } from '../support/options.js'
 import { kinds } from './families.js'
 import { type Plan, sweepChains, sweepLives, sweepOperations } from './sweep.js'
 
@@ -19,12 +19,10 @@ const PLAN: Plan = {
 /** Every so many states it says how far it is. */
 const TOLD = 1000
 
-const { values } = parseArgs({
-  options: {
-    format: { type: 'string' },
-    states: { type: 'string', default: '100000' },
-    seed: { type: 'string', default: '1000' },
-  },
+const values = campaignOptions({
+  format: { type: 'string' },
+  states: { type: 'string', default: '100000' },
+  seed: { type: 'string', default: '1000' },
 })
 
 /** Every sweep of a format, each to be run to its end or its first failure. */

@@ -1,19 +1,17 @@
 // Damaged images, as many as one likes: scripts/fuzz [--format F] [--inputs N] [--seed S] [--first N] [--show N] [--repairs]
 
-import { parseArgs } from 'node:util'
+import { campaignOptions } from '../support/options.js'
 import { Campaign } from './campaign.js'
 import { fuzz } from './fuzz.js'
 import { FUZZED } from './seeds.js'
 
-const { values } = parseArgs({
-  options: {
-    format: { type: 'string' },
-    inputs: { type: 'string', default: '200000' },
-    seed: { type: 'string', default: '1' },
-    first: { type: 'string', default: '0' },
-    show: { type: 'string' },
-    repairs: { type: 'boolean', default: false },
-  },
+const values = campaignOptions({
+  format: { type: 'string' },
+  inputs: { type: 'string', default: '200000' },
+  seed: { type: 'string', default: '1' },
+  first: { type: 'string', default: '0' },
+  show: { type: 'string' },
+  repairs: { type: 'boolean', default: false },
 })
 const { repairs } = values
 const seed = Number(values.seed)

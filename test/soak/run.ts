@@ -1,19 +1,17 @@
 // The long forms: scripts/soak [--format F] [--seconds N] [--rounds N] [--mounts N]
 
-import { parseArgs } from 'node:util'
 import { formats } from '../../lib/formats/registry.js'
+import { campaignOptions } from '../support/options.js'
 import type { TestCase } from '../support/temp.js'
 import { kills } from './kills.js'
 import { load } from './load.js'
 import { manyMounts } from './many.js'
 
-const { values } = parseArgs({
-  options: {
-    format: { type: 'string' },
-    seconds: { type: 'string', default: '600' },
-    rounds: { type: 'string', default: '50' },
-    mounts: { type: 'string', default: '50' },
-  },
+const values = campaignOptions({
+  format: { type: 'string' },
+  seconds: { type: 'string', default: '600' },
+  rounds: { type: 'string', default: '50' },
+  mounts: { type: 'string', default: '50' },
 })
 
 /** Interrupted, it leaves nothing behind either. */
