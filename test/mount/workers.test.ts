@@ -46,15 +46,17 @@ t.test('one client that syncs has one worker, one that reads two', needsMounts, 
   const read = () => {
     for (let i = 0; i < REQUESTS; i++) readSync(fd, buffer, 0, 4096, i * 4096)
   }
-  sync()
-  t.equal(awake(pid, sync), 1)
-  // The main thread looks every 4 ms.
-  const end = performance.now() + 20_000
-  let both = 0
-  while (both !== 2 && performance.now() < end) both = awake(pid, read)
-  t.equal(both, 2)
-  sync()
-  t.equal(awake(pid, sync), 1, 'and again')
+  // The main thread looks every 4 ms; and where others have the cores, a request that waits for one worker wakes all.
+  const becomes = (work: () => void, wanted: number) => {
+    const end = performance.now() + 20_000
+    let found: number
+    do found = awake(pid, work)
+    while (found !== wanted && performance.now() < end)
+    return found
+  }
+  t.equal(becomes(sync, 1), 1)
+  t.equal(becomes(read, 2), 2)
+  t.equal(becomes(sync, 1), 1, 'and again')
   closeSync(fd)
 })
 
