@@ -114,7 +114,8 @@ export class RwLock {
       while (Atomics.compareExchange(w, RW_WRITER, 0, this.#thread + 1) !== 0)
         naps = this.#sleep(() => Atomics.load(w, RW_WRITER) !== 0, naps)
       for (let hold = RW_HOLDS; hold < w.length; hold += LINE)
-        while (Atomics.load(w, hold) === HOLDS_SHARED) this.#sleep(() => Atomics.load(w, hold) === HOLDS_SHARED, naps++)
+        while (Atomics.load(w, hold) === HOLDS_SHARED)
+          naps = this.#sleep(() => Atomics.load(w, hold) === HOLDS_SHARED, naps)
       if (this.poisoned) throw poisoned()
       Atomics.store(w, this.#hold, HOLDS_EXCLUSIVE)
     } catch (error) {

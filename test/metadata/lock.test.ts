@@ -4,6 +4,7 @@ import { viewShared } from '../../lib/metadata/shared.js'
 import { MemoryStorage } from '../../lib/storage/memory.js'
 import { Crew, ended, pause } from './fixtures/crew.js'
 import { attach, randomFrom, setUp } from './fixtures/metadata.js'
+import { LOCK_EVENT } from './fixtures/words.js'
 
 const storage = () => MemoryStorage.create({ contents: new Uint8Array(4096) })
 
@@ -75,7 +76,7 @@ t.test('and is woken by the last of them', async (t) => {
 t.test('readers that wait for a long change do not wake each other all the time', async (t) => {
   const crew = new Crew(t, storage())
   const { lock } = crew.metadata
-  const events = viewShared(crew.setup.shape).lock.subarray(2, 3)
+  const events = viewShared(crew.setup.shape).lock.subarray(LOCK_EVENT, LOCK_EVENT + 1)
   lock.acquireExclusive()
   const readers = [1, 2, 3, 4].map((thread) => ended(crew.start('waitShared', thread)))
   await crew.arrived(4)
@@ -255,6 +256,31 @@ t.test('nor for the lock, and leaves it as it was', async (t) => {
   lock.releaseExclusive()
   lock.acquireShared()
   lock.releaseShared()
+})
+
+for (const holder of ['holdShared', 'holdExclusive'] as const)
+  t.test(`being woken in vain costs it no patience: ${holder}`, async (t) => {
+    const crew = new Crew(t, storage())
+    const { lock } = crew.metadata
+    const held = crew.run(holder, 1)
+    await crew.arrived(1)
+    const noise = crew.run('noise', 2)
+    await crew.arrived(2)
+    t.doesNotThrow(() => lock.acquireExclusive(true))
+    lock.releaseExclusive()
+    t.same(await Promise.all([held, noise]), [0, 0])
+  })
+
+t.test('woken in vain, who reads does not lose patience either', async (t) => {
+  const crew = new Crew(t, storage())
+  const { lock } = crew.metadata
+  const held = crew.run('holdExclusive', 1)
+  await crew.arrived(1)
+  const noise = crew.run('noise', 2)
+  await crew.arrived(2)
+  t.doesNotThrow(() => lock.acquireShared())
+  lock.releaseShared()
+  t.same(await Promise.all([held, noise]), [0, 0])
 })
 
 t.test('where it cannot clean up, nothing can be relied on', async (t) => {
