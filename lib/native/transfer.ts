@@ -46,6 +46,12 @@ function checkOffset(offset: number): void {
   if (!Number.isSafeInteger(offset)) throw new RangeError(`an offset of ${offset}`)
 }
 
+/** What a call returned. @throws SystemCallError where that is a failure */
+function moved(count: number, syscall: string): number {
+  if (count < 0) throw lastError(syscall)
+  return count
+}
+
 // One for each function: a worker uses two buffers by turns.
 const readTo = new Addresses()
 const writeFrom = new Addresses()
@@ -55,33 +61,25 @@ const pwriteFrom = new Addresses()
 /** Reads what comes next, at most as much as the buffer holds. */
 export function readNext(fd: number, buffer: Uint8Array): number {
   read ??= bind('int64_t read(int fd, uintptr_t address, size_t length)')
-  const count: number = read(fd, readTo.of(buffer, 0, buffer.byteLength), buffer.byteLength)
-  if (count < 0) throw lastError('read')
-  return count
+  return moved(read(fd, readTo.of(buffer, 0, buffer.byteLength), buffer.byteLength), 'read')
 }
 
 /** Writes the first `length` bytes of a buffer. */
 export function writeNext(fd: number, buffer: Uint8Array, length: number): number {
   write ??= bind('int64_t write(int fd, uintptr_t address, size_t length)')
-  const count: number = write(fd, writeFrom.of(buffer, 0, length), length)
-  if (count < 0) throw lastError('write')
-  return count
+  return moved(write(fd, writeFrom.of(buffer, 0, length), length), 'write')
 }
 
 /** Reads `length` bytes at `offset` into a buffer, from index `at` on. */
 export function readAt(fd: number, buffer: Uint8Array, at: number, length: number, offset: number): number {
   pread ??= bind('int64_t pread(int fd, uintptr_t address, size_t length, int64_t offset)')
   checkOffset(offset)
-  const count: number = pread(fd, preadTo.of(buffer, at, length), length, offset)
-  if (count < 0) throw lastError('pread')
-  return count
+  return moved(pread(fd, preadTo.of(buffer, at, length), length, offset), 'pread')
 }
 
 /** Writes `length` bytes of a buffer, from index `at` on, at `offset`. */
 export function writeAt(fd: number, buffer: Uint8Array, at: number, length: number, offset: number): number {
   pwrite ??= bind('int64_t pwrite(int fd, uintptr_t address, size_t length, int64_t offset)')
   checkOffset(offset)
-  const count: number = pwrite(fd, pwriteFrom.of(buffer, at, length), length, offset)
-  if (count < 0) throw lastError('pwrite')
-  return count
+  return moved(pwrite(fd, pwriteFrom.of(buffer, at, length), length, offset), 'pwrite')
 }

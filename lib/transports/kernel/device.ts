@@ -107,16 +107,14 @@ function receive(fd: number, buffer: Buffer): number {
  * @returns false where the kernel refused the reply as malformed, so that its request still waits
  */
 function send(fd: number, reply: Buffer, length: number): boolean {
-  for (;;) {
-    try {
-      writeNext(fd, reply, length)
-      return true
-    } catch (error) {
-      const { code } = error as NodeJS.ErrnoException
-      if (code === 'EINTR') continue
-      trace('reply of %d bytes, errno %d: %s', length, -reply.readInt32LE(4), code)
-      return code !== 'EINVAL'
-    }
+  try {
+    writeNext(fd, reply, length)
+    return true
+  } catch (error) {
+    const { code } = error as NodeJS.ErrnoException
+    if (code === 'EINTR') return send(fd, reply, length)
+    trace('reply of %d bytes, errno %d: %s', length, -reply.readInt32LE(4), code)
+    return code !== 'EINVAL'
   }
 }
 
